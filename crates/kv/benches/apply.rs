@@ -1,0 +1,115 @@
+//! What one command costs the apply worker, and what one read costs.
+#![allow(missing_docs)]
+
+use std::hint::black_box;
+
+use bytes::Bytes;
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use pontoon_kv::{Command, Engine, EngineOptions, KeyspaceMachine};
+use pontoon_node::state_machine::{Committed, StateMachine};
+use pontoon_proto::etcdserverpb::{PutRequest, RangeRequest};
+use pontoon_raft_core::types::{EntryId, GroupId, Term};
+
+const KEYS: u64 = 100_000;
+
+fn key(n: u64) -> Bytes {
+    // Spread, as hashed names are.
+    format!("/registry/pods/{:016x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).into()
+}
+
+fn puts(machine: &KeyspaceMachine, next: &mut u64, count: usize) -> Vec<Committed> {
+    let mut index = machine.applied();
+    (0..count)
+        .map(|_| {
+            index = index.next();
+            *next += 1;
+            let request =
+                PutRequest { key: key(*next % KEYS), value: vec![b'v'; 256].into(), ..Default::default() };
+            Committed {
+                index,
+                term: Term(1),
+                id: EntryId(u128::from(index.0)),
+                command: Some(Command::encode_put(&request)),
+                wants_reply: index.0.is_multiple_of(3),
+            }
+        })
+        .collect()
+}
+
+fn apply(c: &mut Criterion) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let engine = Engine::open(dir.path(), &EngineOptions::default()).expect("the engine opens");
+    let mut group = c.benchmark_group("apply puts of 256 bytes");
+    for (n, batch) in [1usize, 16, 64].into_iter().enumerate() {
+        let mut machine = engine.open_keyspace(GroupId(n as u64)).expect("a keyspace");
+        let mut next = 0;
+        group.throughput(Throughput::Elements(batch as u64));
+        group.bench_function(format!("batch of {batch}"), |b| {
+            b.iter_custom(|rounds| {
+                let mut spent = std::time::Duration::ZERO;
+                for _ in 0..rounds {
+                    let entries = puts(&machine, &mut next, batch);
+                    let begin = std::time::Instant::now();
+                    black_box(machine.apply(&entries).expect("applies"));
+                    spent += begin.elapsed();
+                }
+                spent
+            });
+        });
+    }
+    group.finish();
+}
+
+fn range(c: &mut Criterion) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let engine = Engine::open(dir.path(), &EngineOptions::default()).expect("the engine opens");
+    let mut machine = engine.open_keyspace(GroupId(1)).expect("a keyspace");
+    let mut next = 0;
+    for _ in 0..KEYS / 100 {
+        let entries = puts(&machine, &mut next, 100);
+        machine.apply(&entries).expect("applies");
+    }
+    let keyspace = machine.keyspace();
+    let mut group = c.benchmark_group("range");
+    let mut n = 0u64;
+    group.bench_function("1 key", |b| {
+        b.iter_batched(
+            || {
+                n += 7;
+                RangeRequest { key: key(n % KEYS), ..Default::default() }
+            },
+            |r| black_box(keyspace.range(&r).expect("reads")),
+            BatchSize::SmallInput,
+        );
+    });
+    let first = keyspace
+        .range(&RangeRequest {
+            key: "/registry/pods/4".into(),
+            range_end: "/registry/pods/5".into(),
+            limit: 1001,
+            keys_only: true,
+            ..Default::default()
+        })
+        .expect("reads");
+    let thousand = RangeRequest {
+        key: first.kvs[0].key.clone(),
+        range_end: first.kvs[1000].key.clone(),
+        ..Default::default()
+    };
+    group.throughput(Throughput::Elements(1000));
+    group.bench_function("1000 keys", |b| b.iter(|| black_box(keyspace.range(&thousand).expect("reads"))));
+    let all = RangeRequest {
+        key: "/registry/".into(),
+        range_end: "/registry0".into(),
+        count_only: true,
+        ..Default::default()
+    };
+    group.throughput(Throughput::Elements(KEYS));
+    group.bench_function("count of 100000 keys", |b| {
+        b.iter(|| black_box(keyspace.range(&all).expect("reads")));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, apply, range);
+criterion_main!(benches);

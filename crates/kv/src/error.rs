@@ -1,0 +1,233 @@
+//! What a client may be told, and what can be wrong with the store below.
+
+use tonic::{Code, Status};
+
+/// What a refusal says of the attempt, in the metadata `pontoon-outcome`: clients decide by it what they may repeat.
+pub mod outcome {
+    use tonic::Status;
+    use tonic::metadata::MetadataValue;
+
+    /// The name of the metadata.
+    pub const METADATA: &str = "pontoon-outcome";
+    /// This attempt had no effect and will have none; another one may succeed.
+    pub const NOT_EXECUTED: &str = "not-executed";
+    /// As [`NOT_EXECUTED`], because the write's `pontoon-eid` is not one that the keyspace can judge. Earlier attempts
+    /// with it may have been executed; if there were none, begin anew with another name.
+    pub const EXPIRED: &str = "expired";
+    /// The keyspace refuses the write, and that is what became of all attempts with this `pontoon-eid`.
+    pub const REFUSED: &str = "refused";
+    /// An earlier attempt with the same `pontoon-eid` was executed, and its answer is not kept.
+    pub const EXECUTED: &str = "executed";
+
+    /// Adds the metadata to a status.
+    #[must_use]
+    pub fn mark(mut status: Status, outcome: &'static str) -> Status {
+        status.metadata_mut().insert(METADATA, MetadataValue::from_static(outcome));
+        status
+    }
+}
+
+/// A request that makes no sense in the present state: the code and the message that etcd's clients match on.
+///
+/// The number of each variant is part of the reply format (`command.rs`): never reuse one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum EtcdError {
+    /// A request without a key.
+    EmptyKey = 1,
+    /// `ignore_value` or `ignore_lease` for a key that is not there, and operations of no kind.
+    KeyNotFound = 2,
+    /// `ignore_value` beside a value.
+    ValueProvided = 3,
+    /// `ignore_lease` beside a lease.
+    LeaseProvided = 4,
+    /// More operations in a transaction than the limit.
+    TooManyOps = 5,
+    /// A transaction writes one key twice.
+    DuplicateKey = 6,
+    /// Reads or compacts at a revision that is already compacted.
+    Compacted = 7,
+    /// Reads or compacts at a revision that does not exist yet.
+    FutureRevision = 8,
+    /// A put names a lease that does not exist.
+    LeaseNotFound = 9,
+    /// The request, or one of its keys, is over the limit.
+    RequestTooLarge = 10,
+    /// A sort order or target that does not exist.
+    InvalidSortOption = 11,
+    /// A command of a kind or version that this build does not know.
+    UnknownCommand = 12,
+    /// A member id that does not exist.
+    MemberNotFound = 13,
+    /// The operation has to be asked of the leader.
+    NotLeader = 14,
+    /// The chosen new leader cannot be one.
+    BadLeaderTransferee = 15,
+    /// A lease with this id exists.
+    LeaseExists = 16,
+    /// A time to live beyond all reason.
+    LeaseTtlTooLarge = 17,
+    /// A write's name (`pontoon-eid`) is older than what the keyspace remembers: whether an earlier attempt was
+    /// executed cannot be told. This one was not.
+    WriteIdExpired = 32,
+    /// A write's name carries a position that the keyspace has not reached.
+    WriteIdAhead = 33,
+    /// An earlier attempt at the write was executed; its answer was too large to be kept.
+    AnswerNotKept = 34,
+}
+
+impl EtcdError {
+    const ALL: [Self; 20] = [
+        Self::EmptyKey,
+        Self::KeyNotFound,
+        Self::ValueProvided,
+        Self::LeaseProvided,
+        Self::TooManyOps,
+        Self::DuplicateKey,
+        Self::Compacted,
+        Self::FutureRevision,
+        Self::LeaseNotFound,
+        Self::RequestTooLarge,
+        Self::InvalidSortOption,
+        Self::UnknownCommand,
+        Self::MemberNotFound,
+        Self::NotLeader,
+        Self::BadLeaderTransferee,
+        Self::LeaseExists,
+        Self::LeaseTtlTooLarge,
+        Self::WriteIdExpired,
+        Self::WriteIdAhead,
+        Self::AnswerNotKept,
+    ];
+
+    /// The gRPC code that etcd uses for it.
+    #[must_use]
+    pub fn code(self) -> Code {
+        match self {
+            Self::Compacted | Self::FutureRevision | Self::LeaseTtlTooLarge => Code::OutOfRange,
+            Self::WriteIdExpired | Self::WriteIdAhead => Code::OutOfRange,
+            Self::AnswerNotKept => Code::AlreadyExists,
+            Self::LeaseNotFound | Self::MemberNotFound => Code::NotFound,
+            Self::NotLeader | Self::BadLeaderTransferee | Self::LeaseExists => Code::FailedPrecondition,
+            Self::UnknownCommand => Code::Unimplemented,
+            _ => Code::InvalidArgument,
+        }
+    }
+
+    /// The message; clients compare it.
+    #[must_use]
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::EmptyKey => "etcdserver: key is not provided",
+            Self::KeyNotFound => "etcdserver: key not found",
+            Self::ValueProvided => "etcdserver: value is provided",
+            Self::LeaseProvided => "etcdserver: lease is provided",
+            Self::TooManyOps => "etcdserver: too many operations in txn request",
+            Self::DuplicateKey => "etcdserver: duplicate key given in txn request",
+            Self::Compacted => "etcdserver: mvcc: required revision has been compacted",
+            Self::FutureRevision => "etcdserver: mvcc: required revision is a future revision",
+            Self::LeaseNotFound => "etcdserver: requested lease not found",
+            Self::RequestTooLarge => "etcdserver: request is too large",
+            Self::InvalidSortOption => "etcdserver: invalid sort option",
+            Self::UnknownCommand => {
+                "pontoon: the command is of a kind that this version does not know; upgrade every store first"
+            }
+            Self::MemberNotFound => "etcdserver: member not found",
+            Self::NotLeader => "etcdserver: not leader",
+            Self::BadLeaderTransferee => "etcdserver: bad leader transferee",
+            Self::LeaseExists => "etcdserver: lease already exists",
+            Self::LeaseTtlTooLarge => "etcdserver: too large lease TTL",
+            Self::WriteIdExpired => {
+                "pontoon: the write's pontoon-eid is older than what the keyspace remembers; this attempt was not \
+                 executed, an earlier one may have been"
+            }
+            Self::WriteIdAhead => {
+                "pontoon: the position in the write's pontoon-eid lies ahead of the keyspace; begin with the one in \
+                 pontoon-position"
+            }
+            Self::AnswerNotKept => {
+                "pontoon: the write was executed by an earlier attempt, whose answer was too large to be kept"
+            }
+        }
+    }
+
+    pub(crate) fn number(self) -> u8 {
+        self as u8
+    }
+
+    pub(crate) fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|e| e.number() == number)
+    }
+
+    /// The status that a client gets.
+    #[must_use]
+    pub fn status(self) -> Status {
+        Status::new(self.code(), self.message())
+    }
+
+    /// The status that a client gets whose write has a name: with what is certain about it.
+    pub(crate) fn status_of_named(self) -> Status {
+        let outcome = match self {
+            Self::WriteIdExpired | Self::WriteIdAhead => outcome::EXPIRED,
+            Self::AnswerNotKept => outcome::EXECUTED,
+            _ => outcome::REFUSED,
+        };
+        outcome::mark(self.status(), outcome)
+    }
+}
+
+/// The engine below cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The embedded database refuses: its disk failed or is full.
+    #[error("the key-value engine failed: {0}")]
+    Engine(#[from] fjall::Error),
+    /// A record does not decode.
+    #[error("a record of the key-value engine is damaged: {what}; remove this replica and let it be rebuilt")]
+    Damaged {
+        /// Which record, and what is wrong with it.
+        what: String,
+    },
+}
+
+impl StoreError {
+    pub(crate) fn damaged(what: impl Into<String>) -> Self {
+        Self::Damaged { what: what.into() }
+    }
+}
+
+/// Why a read or a command has no result: the request's fault or the store's.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    /// The client hears of it.
+    Request(EtcdError),
+    /// The replica is broken.
+    Store(StoreError),
+}
+
+impl From<EtcdError> for Fault {
+    fn from(e: EtcdError) -> Self {
+        Self::Request(e)
+    }
+}
+
+impl From<StoreError> for Fault {
+    fn from(e: StoreError) -> Self {
+        Self::Store(e)
+    }
+}
+
+impl From<fjall::Error> for Fault {
+    fn from(e: fjall::Error) -> Self {
+        Self::Store(StoreError::Engine(e))
+    }
+}
+
+impl Fault {
+    pub(crate) fn status(&self) -> Status {
+        match self {
+            Self::Request(e) => e.status(),
+            Self::Store(e) => Status::unavailable(format!("etcdserver: server stopped: {e}")),
+        }
+    }
+}

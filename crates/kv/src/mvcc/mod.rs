@@ -1,0 +1,20 @@
+//! Multi-version state: what is written, what can be read, what is forgotten.
+
+pub(crate) mod apply;
+pub(crate) mod compaction;
+pub(crate) mod events;
+pub(crate) mod hash;
+pub(crate) mod image;
+pub(crate) mod keys;
+pub(crate) mod once;
+pub(crate) mod overlay;
+pub(crate) mod range;
+pub(crate) mod records;
+pub(crate) mod slot;
+pub(crate) mod state;
+pub(crate) mod txn;
+pub(crate) mod view;
+pub(crate) mod writer;
+
+#[cfg(test)]
+mod model_test;

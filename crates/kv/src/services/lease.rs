@@ -1,0 +1,198 @@
+//! `etcdserverpb.Lease`.
+//!
+//! Grants and revocations are commands like any other, and work on every store. How much time a lease has left is
+//! known to the leader only, so keep-alives and questions for it are answered by the leader's store; the server passes
+//! those that come to another one on. The leader makes sure that it still leads before it promises a client more time:
+//! who leads after it counts from the full TTL anyway.
+
+use std::time::{Duration, Instant};
+
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt as _, stream};
+use pontoon_proto::etcdserverpb::lease_server::Lease;
+use pontoon_proto::etcdserverpb::{
+    LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
+    LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveRequest,
+    LeaseTimeToLiveResponse,
+};
+use pontoon_raft_core::types::Term;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::{EtcdServices, blocking};
+use crate::command::Command;
+use crate::consensus::{Consensus, read_status};
+use crate::error::EtcdError;
+use crate::mvcc::state::Keyspace;
+
+/// etcd's bound: larger ones do not fit into the clocks of some clients.
+const TTL_SECONDS_MAX: i64 = 9_000_000_000;
+
+/// Free ids that are tried when the client leaves the choice to the server. One is nearly always enough.
+const CHOICES_MAX: usize = 8;
+
+/// The shortest TTL that is granted: a leader can be replaced in less than that.
+fn ttl_seconds_min(election_timeout: Duration) -> i64 {
+    let seconds = (election_timeout.as_secs_f64() * 1.5).ceil();
+    (seconds as i64).max(1)
+}
+
+pub(super) fn random_id() -> Result<i64, Status> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| Status::internal(format!("pontoon: no random numbers from the system: {e}")))?;
+    Ok((i64::from_le_bytes(bytes) & i64::MAX).max(1))
+}
+
+impl<C: Consensus> EtcdServices<C> {
+    /// The term in which this store leads the keyspace, as far as it knows.
+    fn leading(&self, keyspace: &Keyspace) -> Result<Term, Status> {
+        let status = self.consensus().status(keyspace.group());
+        match status.map(|status| (status.leader, status.term)) {
+            Some((Some(leader), term)) if leader == self.consensus().store_id() => Ok(term),
+            Some((Some(_), _)) => Err(Status::unavailable("etcdserver: leader changed")),
+            _ => Err(Status::unavailable("etcdserver: no leader")),
+        }
+    }
+
+    /// Makes sure that this store leads, with a quorum as witness, and knows of all leases that were granted before.
+    async fn lead_leases(&self, keyspace: &Keyspace) -> Result<(), Status> {
+        let term = self.leading(keyspace)?;
+        let barrier = self.consensus().read_barrier(keyspace.group()).await;
+        barrier.map_err(|e| read_status(&e))?;
+        if self.leading(keyspace)? != term {
+            return Err(Status::unavailable("etcdserver: leader changed"));
+        }
+        keyspace.leases().lead(term, Instant::now());
+        Ok(())
+    }
+
+    async fn renew(&self, keyspace: &Keyspace, id: i64) -> Result<LeaseKeepAliveResponse, Status> {
+        self.lead_leases(keyspace).await?;
+        // An unknown lease is told by a TTL of zero.
+        let ttl = keyspace.leases().renew(id, Instant::now()).unwrap_or(0);
+        Ok(LeaseKeepAliveResponse { header: self.header(keyspace, keyspace.revision()), id, ttl })
+    }
+}
+
+#[tonic::async_trait]
+impl<C: Consensus> Lease for EtcdServices<C> {
+    async fn lease_grant(
+        &self,
+        request: Request<LeaseGrantRequest>,
+    ) -> Result<Response<LeaseGrantResponse>, Status> {
+        let keyspace = self.keyspace(&request)?;
+        let mut request = request.into_inner();
+        if request.ttl > TTL_SECONDS_MAX {
+            return Err(EtcdError::LeaseTtlTooLarge.status());
+        }
+        request.ttl = request.ttl.max(ttl_seconds_min(self.consensus().election_timeout()));
+        let chosen_here = request.id == 0;
+        let mut choices = CHOICES_MAX;
+        loop {
+            if chosen_here {
+                request.id = random_id()?;
+            }
+            let granted: Result<LeaseGrantResponse, Status> =
+                self.propose(&keyspace, None, Command::LeaseGrant(request).encode()).await;
+            match granted {
+                Err(refused) if refused.code() == Code::FailedPrecondition && chosen_here && choices > 0 => {
+                    choices -= 1;
+                }
+                granted => {
+                    let mut response = granted?;
+                    self.complete(&keyspace, &mut response.header);
+                    return Ok(Response::new(response));
+                }
+            }
+        }
+    }
+
+    async fn lease_revoke(
+        &self,
+        request: Request<LeaseRevokeRequest>,
+    ) -> Result<Response<LeaseRevokeResponse>, Status> {
+        let keyspace = self.keyspace(&request)?;
+        let command = Command::LeaseRevoke(request.into_inner()).encode();
+        let mut response: LeaseRevokeResponse = self.propose(&keyspace, None, command).await?;
+        self.complete(&keyspace, &mut response.header);
+        Ok(Response::new(response))
+    }
+
+    type LeaseKeepAliveStream = BoxStream<'static, Result<LeaseKeepAliveResponse, Status>>;
+
+    async fn lease_keep_alive(
+        &self,
+        request: Request<Streaming<LeaseKeepAliveRequest>>,
+    ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        let keyspace = self.keyspace(&request)?;
+        // One at a time: a client that does not read its answers is not read from. The stream ends with the first
+        // error, and the client comes again, to whoever leads then.
+        let state = Some((self.clone(), keyspace, request.into_inner()));
+        let answers = stream::unfold(state, |state| async move {
+            let (services, keyspace, mut requests) = state?;
+            let answer = match requests.message().await {
+                Ok(Some(request)) => services.renew(&keyspace, request.id).await,
+                Ok(None) => return None,
+                Err(status) => Err(status),
+            };
+            let next = answer.is_ok().then_some((services, keyspace, requests));
+            Some((answer, next))
+        });
+        Ok(Response::new(answers.boxed()))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<LeaseTimeToLiveRequest>,
+    ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
+        let keyspace = self.keyspace(&request)?;
+        let LeaseTimeToLiveRequest { id, keys } = *request.get_ref();
+        self.lead_leases(&keyspace).await?;
+        let left = keyspace.leases().time_to_live(id, Instant::now());
+        let mut response = LeaseTimeToLiveResponse {
+            header: self.header(&keyspace, keyspace.revision()),
+            id,
+            // An unknown lease is told by this.
+            ttl: -1,
+            granted_ttl: 0,
+            keys: Vec::new(),
+        };
+        if let Some((granted, left)) = left {
+            response.granted_ttl = granted;
+            response.ttl = i64::try_from(left.as_secs()).unwrap_or(i64::MAX);
+            if keys {
+                response.keys = blocking(move || Ok(keyspace.keys_of_lease(id)?)).await?;
+            }
+        }
+        Ok(Response::new(response))
+    }
+
+    async fn lease_leases(
+        &self,
+        request: Request<LeaseLeasesRequest>,
+    ) -> Result<Response<LeaseLeasesResponse>, Status> {
+        let keyspace = self.keyspace(&request)?;
+        self.read_barrier(&keyspace).await?;
+        let leases = keyspace.leases().ids().into_iter().map(|id| LeaseStatus { id }).collect();
+        Ok(Response::new(LeaseLeasesResponse { header: self.header(&keyspace, keyspace.revision()), leases }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shortest_ttl_outlives_an_election() {
+        for (ms, seconds) in [(100, 1), (1000, 2), (2000, 3), (600_000, 900)] {
+            assert_eq!(ttl_seconds_min(Duration::from_millis(ms)), seconds);
+        }
+    }
+
+    #[test]
+    fn chosen_ids_are_positive() {
+        for _ in 0..100 {
+            assert!(random_id().unwrap() > 0);
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! One group as its shard keeps it: the core, and what waits beside it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use pontoon_raft_core::Group;
+use pontoon_raft_core::types::{Entry, EntryId, LogIndex, ReplicaId, SnapshotMeta, StoreId, Term, Ticket};
+use pontoon_storage::GroupLog;
+use pontoon_transport::RelayedProposal;
+use tokio::sync::oneshot;
+
+use crate::shared::{GroupShared, ReadResult};
+
+/// Marks in the running total of log bytes are this far apart; it bounds both their number and the error of a cut.
+const MARK_BYTES: u64 = 256 << 10;
+
+/// A read that waits for a read index: its callers, asked for in one round.
+#[derive(Debug)]
+pub(crate) struct ReadBatch {
+    pub(crate) context: u64,
+    pub(crate) readers: Vec<oneshot::Sender<ReadResult>>,
+}
+
+/// One group of a shard.
+pub(crate) struct GroupHost {
+    pub(crate) core: Group<GroupLog>,
+    pub(crate) shared: Arc<GroupShared>,
+    /// Whether the group is on the shard's list of groups to look at in this round.
+    pub(crate) dirty: bool,
+    /// Commands that arrived in this round, or wait for a leader; the callers are in `shared.waiters`.
+    pub(crate) arrived: Vec<EntryId>,
+    /// Commands that other stores relayed, and their bytes.
+    pub(crate) relayed: Vec<(StoreId, RelayedProposal)>,
+    pub(crate) relayed_bytes: usize,
+    /// The newest ticket with entries of this leader that is not durable yet. While there is one, commands gather, so
+    /// that the next sync carries all of them: under load a round is as large as a sync is long, as in any group commit.
+    pub(crate) appending: Option<Ticket>,
+    /// Callers of reads that arrived in this round.
+    pub(crate) readers: Vec<oneshot::Sender<ReadResult>>,
+    /// Reads under way.
+    pub(crate) reads: Vec<ReadBatch>,
+    pub(crate) next_read_context: u64,
+    /// When commands or reads that found no leader are looked at again.
+    pub(crate) retry_at: Option<u64>,
+    /// A log reset that is being written; the state machine follows once the ticket is durable.
+    pub(crate) restoring: Option<(Ticket, SnapshotMeta)>,
+    /// What the log begins after.
+    pub(crate) snapshot: SnapshotMeta,
+    pub(crate) size: LogSize,
+    /// The latest term of which an entry has been applied here.
+    pub(crate) applied_term: Term,
+    /// A sync of the state machine has been asked for and not answered.
+    pub(crate) syncing: bool,
+    /// The state machine is durable up to here.
+    pub(crate) synced: LogIndex,
+    /// `size.total()` when the last sync was asked for.
+    pub(crate) synced_total: u64,
+    /// Snapshots that are being sent, by their index: the log from there on is kept for their receivers.
+    pub(crate) sending: Vec<(ReplicaId, LogIndex)>,
+    pub(crate) election: Option<Election>,
+}
+
+/// The last election that this replica took part in as a candidate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Election {
+    /// When it began, in milliseconds of the node's clock.
+    pub started_ms: u64,
+    /// When it was won.
+    pub won_ms: Option<u64>,
+}
+
+impl GroupHost {
+    pub(crate) fn new(
+        core: Group<GroupLog>,
+        shared: Arc<GroupShared>,
+        snapshot: SnapshotMeta,
+        size: LogSize,
+        applied_term: Term,
+    ) -> Self {
+        // What the machine has may not be durable yet; what the log begins after is.
+        let synced = snapshot.index;
+        Self {
+            core,
+            shared,
+            dirty: false,
+            arrived: Vec::new(),
+            relayed: Vec::new(),
+            relayed_bytes: 0,
+            appending: None,
+            readers: Vec::new(),
+            reads: Vec::new(),
+            next_read_context: 1,
+            retry_at: None,
+            restoring: None,
+            size,
+            snapshot,
+            applied_term,
+            syncing: false,
+            synced,
+            synced_total: 0,
+            sending: Vec::new(),
+            election: None,
+        }
+    }
+
+    /// Notes what is about to be appended.
+    pub(crate) fn note_appended(&mut self, truncate_from: Option<LogIndex>, entries: &[Entry]) {
+        if let Some(from) = truncate_from {
+            self.size.truncate(from);
+        }
+        for entry in entries {
+            self.size.append(entry.index, entry.size_bytes());
+        }
+    }
+
+    /// The whole log was replaced by a snapshot.
+    pub(crate) fn note_reset(&mut self, snapshot: &SnapshotMeta) {
+        self.snapshot = snapshot.clone();
+        self.size = LogSize::default();
+    }
+
+    /// The log begins after this snapshot from now on.
+    pub(crate) fn note_cut(&mut self, snapshot: &SnapshotMeta) {
+        self.snapshot = snapshot.clone();
+        self.size.cut(snapshot.index);
+        self.core.compacted(snapshot.index.next());
+    }
+}
+
+/// How many bytes the log holds, and roughly where. Sizes are those of [`Entry::size_bytes`].
+#[derive(Debug, Default)]
+pub(crate) struct LogSize {
+    /// (index, total including it), about every [`MARK_BYTES`].
+    marks: VecDeque<(LogIndex, u64)>,
+    total: u64,
+    start: u64,
+}
+
+impl LogSize {
+    pub(crate) fn append(&mut self, index: LogIndex, bytes: u64) {
+        self.total += bytes;
+        if self.marks.back().is_none_or(|(_, at)| self.total - at >= MARK_BYTES) {
+            self.marks.push_back((index, self.total));
+        }
+    }
+
+    fn truncate(&mut self, from: LogIndex) {
+        while self.marks.back().is_some_and(|(index, _)| *index >= from) {
+            self.marks.pop_back();
+        }
+        // The bytes behind the last mark that is left are forgotten: an error of at most one mark.
+        self.total = self.marks.back().map_or(self.start, |(_, at)| *at);
+    }
+
+    fn cut(&mut self, index: LogIndex) {
+        while self.marks.front().is_some_and(|(at, _)| *at <= index) {
+            self.start = self.marks.pop_front().map_or(self.start, |(_, at)| at);
+        }
+    }
+
+    /// The bytes in the log.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.total - self.start
+    }
+
+    /// A running total of what was appended; only differences mean something.
+    pub(crate) fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Roughly the bytes up to and including `index`.
+    pub(crate) fn bytes_until(&self, index: LogIndex) -> u64 {
+        let at = self.marks.partition_point(|(mark, _)| *mark <= index);
+        at.checked_sub(1).map_or(0, |i| self.marks[i].1 - self.start)
+    }
+
+    /// The last index such that about `bytes` follow it; `None` if the log holds less.
+    pub(crate) fn index_with_bytes_after(&self, bytes: u64) -> Option<LogIndex> {
+        let at = self.marks.partition_point(|(_, total)| self.total - total >= bytes);
+        at.checked_sub(1).map(|i| self.marks[i].0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_size_finds_where_to_cut() {
+        let mut size = LogSize::default();
+        for i in 1..=100 {
+            size.append(LogIndex(i), 100 << 10);
+        }
+        assert_eq!(size.bytes(), 100 * (100 << 10));
+        let cut = size.index_with_bytes_after(1 << 20).expect("the log is larger");
+        assert!((85..=90).contains(&cut.0), "{cut}: ten entries and at most one mark more stay");
+        size.cut(cut);
+        assert!(size.bytes() >= 1 << 20 && size.bytes() < (1 << 20) + 2 * MARK_BYTES + (100 << 10));
+        assert_eq!(size.index_with_bytes_after(1 << 30), None);
+        size.truncate(LogIndex(1));
+        assert_eq!(size.bytes(), 0);
+    }
+}

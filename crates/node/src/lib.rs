@@ -1,0 +1,24 @@
+//! The multi-Raft runtime: shards, group lifecycle, proposals, group commit, apply and snapshots.
+
+mod apply;
+mod clock;
+pub mod config;
+pub mod error;
+mod group_host;
+mod inbound;
+mod link_timers;
+pub mod meta;
+mod node;
+mod proposals;
+mod retention;
+mod routing;
+mod shard;
+mod shared;
+pub mod state_machine;
+pub mod status;
+mod timers;
+
+pub use config::NodeConfig;
+pub use error::{OpenGroupError, ProposeError, ReadError};
+pub use node::{Load, Node};
+pub use status::GroupStatus;

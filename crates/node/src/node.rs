@@ -1,0 +1,550 @@
+//! The handle: what a process does with its groups.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use bytes::Bytes;
+use pontoon_raft_core::types::{Configuration, GroupId, LogIndex, ReplicaId, SnapshotMeta, StoreId};
+use pontoon_raft_core::{Attempt, Config as CoreConfig, Group, InitialState};
+use pontoon_storage::{Batch, GroupWrite, LogStore};
+use pontoon_transport::{Transport, TransportConfig};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::apply::{Applier, ApplyHandle, ApplyPool, Work, meta_at};
+use crate::clock::Clock;
+use crate::config::NodeConfig;
+use crate::error::{OpenGroupError, ProposeError, ReadError};
+use crate::group_host::{GroupHost, LogSize};
+use crate::inbound::{Delivery, LogEntries, shard_of, worker_of};
+use crate::link_timers::LinkTimers;
+use crate::proposals::{Budget, EntryIds, Waiter};
+use crate::shard::{Input, Shard};
+use crate::shared::GroupShared;
+use crate::state_machine::StateMachine;
+use crate::status::GroupStatus;
+use crate::timers::Timers;
+
+/// A running store: shards, apply workers, and the groups that they own. Cheap to clone.
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("store", &self.inner.config.store).finish_non_exhaustive()
+    }
+}
+
+struct Inner {
+    config: Arc<NodeConfig>,
+    clock: Clock,
+    log: LogStore,
+    transport: Transport,
+    ids: Arc<EntryIds>,
+    shards: Arc<[UnboundedSender<Input>]>,
+    apply: ApplyHandle,
+    groups: RwLock<HashMap<GroupId, Arc<GroupShared>>>,
+    /// Opening reads the disk; one at a time is enough and keeps two openings of one group apart.
+    opening: Mutex<()>,
+    proposals: Arc<Budget>,
+    reads: Arc<Budget>,
+    stopping: AtomicBool,
+    threads: Mutex<Option<(ApplyPool, Vec<JoinHandle<()>>)>>,
+}
+
+/// What is waited for, in numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Commands of this store's callers that wait.
+    pub proposals: usize,
+    /// Their bytes.
+    pub proposal_bytes: usize,
+    /// Reads that wait.
+    pub reads: usize,
+}
+
+impl Node {
+    /// Starts the runtime of one store on the current tokio runtime. `origin` must be unique to this run of this store
+    /// (draw it from the system's randomness): it keeps entry ids apart.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    pub fn start(
+        config: NodeConfig,
+        origin: u64,
+        log: LogStore,
+        transport: TransportConfig,
+    ) -> std::io::Result<Self> {
+        let config = Arc::new(config);
+        let clock = Clock::start();
+        let ids = Arc::new(EntryIds::new(origin));
+        let link_timers = LinkTimers::default();
+        let pool = ApplyPool::start(config.apply_threads, &log, &ids, &link_timers)?;
+        let apply = pool.handle();
+        let (shards, inboxes): (Vec<_>, Vec<_>) =
+            (0..config.shards.max(1)).map(|_| unbounded_channel()).unzip();
+        let shards: Arc<[_]> = shards.into();
+        let delivery = Delivery { shards: Arc::clone(&shards), apply: apply.clone() };
+        let transport = Transport::start(
+            transport,
+            Arc::new(delivery),
+            Arc::new(LogEntries(log.clone())),
+            tokio::runtime::Handle::current(),
+        );
+        link_timers.attach(&transport);
+        let tasks = inboxes
+            .into_iter()
+            .enumerate()
+            .map(|(n, inbox)| {
+                let shard = Shard {
+                    config: Arc::clone(&config),
+                    clock,
+                    log: log.clone(),
+                    transport: transport.clone(),
+                    apply: apply.clone(),
+                    inbox,
+                    own_inbox: shards[n].clone(),
+                    groups: HashMap::new(),
+                    timers: Timers::default(),
+                    dirty: Vec::new(),
+                    permits: Vec::new(),
+                    failed: false,
+                };
+                tokio::spawn(shard.run())
+            })
+            .collect();
+        let inner = Inner {
+            proposals: Budget::new(config.proposals_max, config.proposal_bytes_max),
+            reads: Budget::new(config.reads_max, usize::MAX),
+            config,
+            clock,
+            log,
+            transport,
+            ids,
+            shards,
+            apply,
+            groups: RwLock::default(),
+            opening: Mutex::new(()),
+            stopping: AtomicBool::new(false),
+            threads: Mutex::new(Some((pool, tasks))),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// This store.
+    #[must_use]
+    pub fn store(&self) -> StoreId {
+        self.inner.config.store
+    }
+
+    /// The links to the other stores.
+    #[must_use]
+    pub fn transport(&self) -> &Transport {
+        &self.inner.transport
+    }
+
+    /// The log store.
+    #[must_use]
+    pub fn log(&self) -> &LogStore {
+        &self.inner.log
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn config(&self) -> &NodeConfig {
+        &self.inner.config
+    }
+
+    /// What waits now.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        let (proposals, proposal_bytes) = self.inner.proposals.held();
+        Load { proposals, proposal_bytes, reads: self.inner.reads.held().0 }
+    }
+
+    /// Opens this store's replica of a group, and creates it in the log store first if it is not there: `voters` is the
+    /// group's first configuration then (and otherwise without meaning: the log knows better). Blocks on the disk; call
+    /// it where that is allowed.
+    ///
+    /// # Errors
+    /// The log and the state machine do not fit together, or cannot be read or written.
+    pub fn open_group(
+        &self,
+        group: GroupId,
+        voters: &[ReplicaId],
+        machine: Box<dyn StateMachine>,
+    ) -> Result<(), OpenGroupError> {
+        let _one_at_a_time = self.inner.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.shared(group).is_some() {
+            return Ok(());
+        }
+        let is_new = self.inner.log.group(group).is_none();
+        let (host, applier) = self.prepare(group, voters, machine)?;
+        let shared = Arc::clone(&host.shared);
+        self.inner.apply.send(shared.worker, Work::Open(Box::new(applier)));
+        let shard = shared.shard;
+        self.inner.groups.write().unwrap_or_else(PoisonError::into_inner).insert(group, shared);
+        let _ = self.inner.shards[shard].send(Input::Open { host: Box::new(host) });
+        if is_new && self.stands_first(group, voters) {
+            let (answer, _) = oneshot::channel();
+            let _ = self.inner.shards[shard].send(Input::TakeLeadership { group, answer });
+        }
+        Ok(())
+    }
+
+    /// Whether this store's replica stands for the first election of a new group at once: a group should not have to
+    /// wait for a time-out to have its first leader, and new groups' leaders should be spread over the stores.
+    fn stands_first(&self, group: GroupId, voters: &[ReplicaId]) -> bool {
+        let mut stores: Vec<_> = voters.iter().map(|v| v.store).collect();
+        stores.sort_unstable();
+        stores.get((group.0 % stores.len().max(1) as u64) as usize) == Some(&self.store())
+    }
+
+    fn prepare(
+        &self,
+        group: GroupId,
+        voters: &[ReplicaId],
+        mut machine: Box<dyn StateMachine>,
+    ) -> Result<(GroupHost, Applier), OpenGroupError> {
+        let inner = &self.inner;
+        let state = match inner.log.group(group) {
+            Some(state) => state,
+            None => self.create_replica(group, voters, machine.as_ref())?,
+        };
+        if state.snapshot.index > machine.applied() {
+            // A crash came between the log's reset to a received snapshot and the machine's.
+            machine
+                .activate(state.snapshot.index)
+                .map_err(|source| OpenGroupError::Machine { group, source })?;
+        }
+        let applied = machine.applied();
+        if applied < state.snapshot.index || applied > state.last_index {
+            return Err(OpenGroupError::Disagree {
+                group,
+                applied,
+                first: state.snapshot.index.next(),
+                last: state.last_index,
+            });
+        }
+        let meta = meta_at(&inner.log, group, &state.snapshot, applied)
+            .map_err(|source| OpenGroupError::Log { group, source })?;
+        let (shards, workers) = (inner.shards.len(), inner.apply.workers());
+        let shared =
+            Arc::new(GroupShared::new(group, shard_of(group, shards), worker_of(group, workers), applied));
+        let config = CoreConfig {
+            id: state.replica,
+            election_timer_ms: inner.config.election_timer_ms,
+            // Different on every store, for every group and after every restart.
+            seed: inner.ids.fold() ^ state.replica.store.0.rotate_left(17) ^ group.0,
+            quiesce_after_ms: inner
+                .config
+                .quiesce_after
+                .map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+            ..CoreConfig::default()
+        };
+        let initial = InitialState {
+            hard_state: state.hard_state,
+            commit: state.commit,
+            applied,
+            snapshot: state.snapshot.clone(),
+            last_index: state.last_index,
+        };
+        let core = Group::new(config, initial, inner.log.reader(group), inner.clock.now())
+            .map_err(|source| OpenGroupError::Core { group, reason: source.to_string() })?;
+        let size = self.log_size(group, &state.snapshot, state.last_index)?;
+        let host = GroupHost::new(core, Arc::clone(&shared), state.snapshot, size, meta.term);
+        let applier =
+            Applier { shared: Arc::clone(&shared), machine, inbox: inner.shards[shared.shard].clone(), meta };
+        Ok((host, applier))
+    }
+
+    /// Writes the first record of a new replica.
+    fn create_replica(
+        &self,
+        group: GroupId,
+        voters: &[ReplicaId],
+        machine: &dyn StateMachine,
+    ) -> Result<pontoon_storage::GroupState, OpenGroupError> {
+        let replica = *voters
+            .iter()
+            .find(|r| r.store == self.store())
+            .ok_or(OpenGroupError::NotAMember { group, store: self.store() })?;
+        if machine.applied() > LogIndex::ZERO {
+            // State without a log: the log's directory was lost or replaced. Starting here could vote twice.
+            return Err(OpenGroupError::LogLost { group, applied: machine.applied() });
+        }
+        let mut write = GroupWrite { group, ..GroupWrite::default() };
+        write.create = Some(replica);
+        write.snapshot = Some(SnapshotMeta {
+            configuration: Configuration::of_voters(voters.iter().copied()),
+            election_timer_ms: self.inner.config.election_timer_ms,
+            ..SnapshotMeta::default()
+        });
+        let (done, written) = std::sync::mpsc::channel();
+        let mut batch = Batch::default();
+        batch.groups.push(write);
+        self.inner.log.submit(
+            batch,
+            Box::new(move |result| {
+                let _ = done.send(result.is_ok());
+            }),
+        );
+        if written.recv() != Ok(true) {
+            return Err(OpenGroupError::NotWritten { group });
+        }
+        self.inner.log.group(group).ok_or(OpenGroupError::NotWritten { group })
+    }
+
+    /// Measures a log that was there already.
+    fn log_size(
+        &self,
+        group: GroupId,
+        snapshot: &SnapshotMeta,
+        last: LogIndex,
+    ) -> Result<LogSize, OpenGroupError> {
+        let mut size = LogSize::default();
+        let mut next = snapshot.index.next();
+        while next <= last {
+            let page = self
+                .inner
+                .log
+                .entries(group, next..last.next(), 1 << 20)
+                .map_err(|source| OpenGroupError::Log { group, source })?;
+            for entry in page {
+                next = entry.index.next();
+                size.append(entry.index, entry.size_bytes());
+            }
+        }
+        Ok(size)
+    }
+
+    /// Stops serving a group on this store, and returns when its state machine is dropped. Its data stay.
+    pub async fn close_group(&self, group: GroupId) {
+        let shared = self.inner.groups.write().unwrap_or_else(PoisonError::into_inner).remove(&group);
+        if let Some(shared) = shared {
+            let (done, closed) = oneshot::channel();
+            let _ = self.inner.shards[shared.shard].send(Input::Close { group, done: Some(done) });
+            // The sender is dropped, never used: an error is the answer.
+            let _ = closed.await;
+        }
+    }
+
+    /// Closes a group that is deleted and forgets its log; its id can never be used again on this store. Returns when
+    /// that is durable.
+    ///
+    /// # Errors
+    /// The log store has failed.
+    pub async fn destroy_group(&self, group: GroupId) -> Result<(), OpenGroupError> {
+        self.close_group(group).await;
+        if self.inner.log.group(group).is_none() {
+            return Ok(());
+        }
+        let (done, written) = oneshot::channel();
+        let write = GroupWrite { group, destroy: true, ..GroupWrite::default() };
+        self.inner.log.submit(
+            Batch { groups: vec![write] },
+            Box::new(move |result| {
+                let _ = done.send(result.is_ok());
+            }),
+        );
+        if written.await == Ok(true) { Ok(()) } else { Err(OpenGroupError::NotWritten { group }) }
+    }
+
+    fn shared(&self, group: GroupId) -> Option<Arc<GroupShared>> {
+        self.inner.groups.read().unwrap_or_else(PoisonError::into_inner).get(&group).cloned()
+    }
+
+    /// The groups that this store serves.
+    #[must_use]
+    pub fn groups(&self) -> Vec<GroupId> {
+        let mut groups: Vec<_> =
+            self.inner.groups.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
+        groups.sort_unstable();
+        groups
+    }
+
+    /// Replicates a command and returns the state machine's reply, computed on this store. The command is executed at
+    /// most once; it is handed to the leader wherever that is, and waits for one during an election.
+    ///
+    /// # Errors
+    /// See [`ProposeError`]; only `TimedOut` and `Stopped` leave the outcome open.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives up the wait; the command may still be executed.
+    pub async fn propose(&self, group: GroupId, data: Bytes) -> Result<Bytes, ProposeError> {
+        let inner = &self.inner;
+        let shared = self.shared(group).ok_or(ProposeError::NoReplica { group })?;
+        if inner.stopping.load(Ordering::Relaxed) || shared.is_stopped() {
+            return Err(ProposeError::Stopped { reason: "it is stopping, or its disk has failed" });
+        }
+        let _place = inner
+            .proposals
+            .take(data.len())
+            .ok_or(ProposeError::Overloaded { what: "this store's budget of waiting commands" })?;
+        let id = inner.ids.next();
+        let (reply, mut answer) = oneshot::channel();
+        shared.waiters.lock().insert(id, Waiter { reply, data, attempt: Attempt::default() });
+        let _gone = Forget { shared: &shared, id };
+        if shared.is_stopped() {
+            // It stopped between the first look and the insertion, and has answered those who were there.
+            return Err(ProposeError::Stopped { reason: "it is stopping, or its disk has failed" });
+        }
+        inner.shards[shared.shard]
+            .send(Input::Propose { group, id })
+            .map_err(|_| ProposeError::Stopped { reason: "it is stopping" })?;
+        match tokio::time::timeout(inner.config.propose_timeout, &mut answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(ProposeError::Stopped { reason: "the group was closed" }),
+            // Taken away and judged at once, so that nobody can hand it to a leader in between.
+            Err(_) => match shared.waiters.lock().remove(&id) {
+                Some(waiter) if !waiter.attempt.is_under_way() => Err(ProposeError::NoLeader),
+                Some(_) => Err(ProposeError::TimedOut),
+                None => answer.try_recv().unwrap_or(Err(ProposeError::TimedOut)),
+            },
+        }
+    }
+
+    /// Waits until this store's state contains everything that was acknowledged anywhere before the call (thesis 6.4).
+    /// Returns the applied index.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn read_barrier(&self, group: GroupId) -> Result<LogIndex, ReadError> {
+        let inner = &self.inner;
+        let shared = self.shared(group).ok_or(ReadError::NoReplica { group })?;
+        if inner.stopping.load(Ordering::Relaxed) || shared.is_stopped() {
+            return Err(ReadError::Stopped { reason: "it is stopping, or its disk has failed" });
+        }
+        let _place = inner
+            .reads
+            .take(0)
+            .ok_or(ReadError::Overloaded { what: "this store's budget of waiting reads" })?;
+        let (reader, answer) = oneshot::channel();
+        inner.shards[shared.shard]
+            .send(Input::Read { group, reader })
+            .map_err(|_| ReadError::Stopped { reason: "it is stopping" })?;
+        match tokio::time::timeout(inner.config.read_timeout, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(ReadError::Stopped { reason: "the group was closed" }),
+            Err(_) => Err(ReadError::TimedOut),
+        }
+    }
+
+    /// A recent term and leader of a group, without asking its shard; `None` if it is not served here.
+    #[must_use]
+    pub fn leadership(&self, group: GroupId) -> Option<(u64, Option<StoreId>)> {
+        self.shared(group).map(|shared| (shared.term(), shared.leader()))
+    }
+
+    /// Recent commit and applied indexes of a group on this store, without asking its shard; `None` if it is not
+    /// served here.
+    #[must_use]
+    pub fn progress(&self, group: GroupId) -> Option<(LogIndex, LogIndex)> {
+        self.shared(group).map(|shared| {
+            let applied = shared.applied();
+            (shared.commit().max(applied), applied)
+        })
+    }
+
+    /// The group as its shard sees it; `None` if it is not served here.
+    pub async fn group_status(&self, group: GroupId) -> Option<GroupStatus> {
+        let shared = self.shared(group)?;
+        let (answer, status) = oneshot::channel();
+        self.inner.shards[shared.shard].send(Input::Status { group, answer }).ok()?;
+        status.await.ok().flatten()
+    }
+
+    /// Moves leadership to the replica on `to`, or to the best follower. Returns once the transfer has begun.
+    ///
+    /// # Errors
+    /// This store does not lead the group, or the target does not fit; the text says which.
+    pub async fn transfer_leadership(&self, group: GroupId, to: Option<StoreId>) -> Result<(), String> {
+        self.ask(group, |answer| Input::Transfer { group, to, answer }).await
+    }
+
+    /// Starts an election for this store's replica, even though another one leads.
+    ///
+    /// # Errors
+    /// The group has no replica here.
+    pub async fn take_leadership(&self, group: GroupId) -> Result<(), String> {
+        self.ask(group, |answer| Input::TakeLeadership { group, answer }).await
+    }
+
+    /// Proposes another election timer for a group, in milliseconds. Returns once the change is in the leader's log; it
+    /// is in force when it is committed, see [`Node::group_status`].
+    ///
+    /// # Errors
+    /// This store does not lead the group, another change is not committed yet, or the timer is out of bounds or more
+    /// than twice the one in force; the text says which.
+    pub async fn change_election_timer(&self, group: GroupId, millis: u64) -> Result<(), String> {
+        let id = self.inner.ids.next();
+        self.ask(group, |answer| Input::ElectionTimer { group, id, millis, answer }).await
+    }
+
+    async fn ask(
+        &self,
+        group: GroupId,
+        input: impl FnOnce(oneshot::Sender<Result<(), String>>) -> Input,
+    ) -> Result<(), String> {
+        let shared =
+            self.shared(group).ok_or_else(|| format!("group {group} has no replica on this store"))?;
+        let (answer, result) = oneshot::channel();
+        let _ = self.inner.shards[shared.shard].send(input(answer));
+        result.await.unwrap_or_else(|_| Err("this store is stopping".to_owned()))
+    }
+
+    /// Begins to stop: new requests are refused and leaderships are handed over.
+    pub fn hand_over(&self) {
+        self.inner.stopping.store(true, Ordering::Relaxed);
+        for shard in self.inner.shards.iter() {
+            let _ = shard.send(Input::HandOver);
+        }
+    }
+
+    /// How many groups this store leads.
+    #[must_use]
+    pub fn groups_led(&self) -> usize {
+        let groups = self.inner.groups.read().unwrap_or_else(PoisonError::into_inner);
+        groups.values().filter(|g| g.leader() == Some(self.store())).count()
+    }
+
+    /// Stops everything. What was acknowledged is durable; what still waits hears that the store has stopped.
+    pub async fn shutdown(&self) {
+        self.inner.stopping.store(true, Ordering::Relaxed);
+        self.inner.transport.shutdown();
+        let groups: Vec<_> =
+            std::mem::take(&mut *self.inner.groups.write().unwrap_or_else(PoisonError::into_inner))
+                .into_values()
+                .collect();
+        for shared in groups {
+            shared.stop("it is stopping");
+            let _ = self.inner.shards[shared.shard].send(Input::Close { group: shared.id, done: None });
+        }
+        let threads = self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((pool, tasks)) = threads {
+            for task in &tasks {
+                task.abort();
+            }
+            for task in tasks {
+                let _ = task.await;
+            }
+            let _ = tokio::task::spawn_blocking(move || pool.stop()).await;
+        }
+    }
+}
+
+/// Removes a waiter whose caller has gone away.
+struct Forget<'a> {
+    shared: &'a GroupShared,
+    id: pontoon_raft_core::types::EntryId,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.shared.waiters.lock().remove(&self.id);
+    }
+}

@@ -1,0 +1,156 @@
+//! Where commands and reads of one group go next: into the core here, to the leader's store, or back to wait.
+
+use pontoon_raft_core::types::{LogIndex, StoreId};
+use pontoon_raft_core::{Proposal, ProposeError as CoreProposeError};
+use pontoon_transport::{NotQueued, ProposalOutcome, ProposalReply, QueueFull, RelayedProposal, Transport};
+
+use crate::error::{ProposeError, ReadError};
+use crate::group_host::{GroupHost, ReadBatch};
+
+/// How long a command or read that found no leader waits before it looks again, if nothing changes meanwhile.
+pub(crate) const RETRY_MS: u64 = 50;
+
+/// Hands commands that wait to the leader: the core here, or the leader's store.
+pub(crate) fn route_commands(host: &mut GroupHost, transport: &Transport, now: u64) {
+    if host.core.is_leader() && host.appending.is_some() {
+        // They go with the next sync; its predecessor's end brings the group back here.
+        return;
+    }
+    take_relayed(host, transport, now);
+    if host.arrived.is_empty() || host.retry_at.is_some_and(|at| at > now && !host.core.is_leader()) {
+        return;
+    }
+    host.retry_at = None;
+    let Some(leader) = host.core.leader() else {
+        // Those whose callers have given up must not gather while there is no quorum.
+        let waiters = host.shared.waiters.lock();
+        host.arrived.retain(|id| waiters.contains_key(id));
+        drop(waiters);
+        if host.arrived.is_empty() {
+            return;
+        }
+        host.core.wake(now);
+        host.retry_at = Some(now + RETRY_MS);
+        return;
+    };
+    let term = host.core.term();
+    let mut waiters = host.shared.waiters.lock();
+    let ids = std::mem::take(&mut host.arrived);
+    if host.core.is_leader() {
+        let proposals: Vec<_> = ids
+            .iter()
+            .filter_map(|id| {
+                waiters.get(id).map(|w| Proposal { id: *id, data: w.data.clone(), prerequisite: None })
+            })
+            .collect();
+        if proposals.is_empty() {
+            return;
+        }
+        match host.core.propose(now, proposals) {
+            Ok(_) => {
+                for id in &ids {
+                    if let Some(waiter) = waiters.get_mut(id) {
+                        waiter.attempt.handed_on(term);
+                    }
+                }
+            }
+            Err(CoreProposeError::Overloaded { .. }) => {
+                for id in &ids {
+                    if let Some(waiter) = waiters.remove(id) {
+                        let _ = waiter.reply.send(Err(ProposeError::Overloaded {
+                            what: "the group's budget of uncommitted bytes",
+                        }));
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::debug!(group = %host.shared.id, %error, "commands wait");
+                host.arrived = ids;
+                host.retry_at = Some(now + RETRY_MS);
+            }
+        }
+    } else {
+        // A quiesced follower asks nobody; if its leader is gone it must find out now.
+        host.core.wake(now);
+        for id in ids {
+            let Some(waiter) = waiters.get_mut(&id) else { continue };
+            let relayed = RelayedProposal { group: host.shared.id, term, id, data: waiter.data.clone() };
+            match transport.send_proposal(leader.store, relayed) {
+                Ok(()) => waiter.attempt.handed_on(term),
+                Err(QueueFull { why: NotQueued::Messages { .. } | NotQueued::Bytes { .. }, .. }) => {
+                    if let Some(waiter) = waiters.remove(&id) {
+                        let _ = waiter
+                            .reply
+                            .send(Err(ProposeError::Overloaded { what: "the queue to the leader's store" }));
+                    }
+                }
+                // The link is down: wait for it, or for another leader.
+                Err(_) => {
+                    host.arrived.push(id);
+                    host.retry_at = Some(now + RETRY_MS);
+                }
+            }
+        }
+    }
+}
+
+/// Proposes what other stores relayed, if this replica leads in the term that they saw.
+fn take_relayed(host: &mut GroupHost, transport: &Transport, now: u64) {
+    if host.relayed.is_empty() {
+        return;
+    }
+    let term = host.core.term();
+    host.relayed_bytes = 0;
+    // Only in the term that the relaying store saw: see `Attempt`.
+    let (fit, stale): (Vec<_>, Vec<_>) =
+        std::mem::take(&mut host.relayed).into_iter().partition(|(_, p)| p.term == term);
+    let not_leader = ProposalOutcome::NotLeader { leader: host.core.leader() };
+    let refuse = |refused: Vec<(StoreId, RelayedProposal)>, outcome: &ProposalOutcome| {
+        for (from, p) in refused {
+            let reply = ProposalReply { group: p.group, id: p.id, term: p.term, outcome: outcome.clone() };
+            transport.send_proposal_reply(from, reply);
+        }
+    };
+    refuse(stale, &not_leader);
+    let proposals = fit.iter().map(|(_, p)| Proposal { id: p.id, data: p.data.clone(), prerequisite: None });
+    match host.core.propose(now, proposals) {
+        // The relaying store hears of the outcome from its own log.
+        Ok(_) => {}
+        Err(CoreProposeError::Overloaded { .. }) => refuse(fit, &ProposalOutcome::Overloaded),
+        Err(_) => refuse(fit, &not_leader),
+    }
+}
+
+/// Asks for one read index for all readers that arrived since the last time.
+pub(crate) fn start_reads(host: &mut GroupHost, now: u64) {
+    if host.readers.is_empty() || host.retry_at.is_some_and(|at| at > now) {
+        return;
+    }
+    let context = host.next_read_context;
+    host.next_read_context += 1;
+    host.reads.push(ReadBatch { context, readers: std::mem::take(&mut host.readers) });
+    host.core.read_index(now, context);
+}
+
+pub(crate) fn finish_read(host: &mut GroupHost, context: u64, index: Option<LogIndex>, now: u64) {
+    let Some(at) = host.reads.iter().position(|batch| batch.context == context) else { return };
+    let batch = host.reads.swap_remove(at);
+    match index {
+        Some(index) => host.shared.read_at(index, batch.readers),
+        None => {
+            // Whoever has given up is gone; the others ask again soon.
+            let waiting = batch.readers.into_iter().filter(|reader| !reader.is_closed());
+            if host.shared.is_stopped() {
+                let stopped = ReadError::Stopped { reason: "its disk or its state machine has failed" };
+                for reader in waiting {
+                    let _ = reader.send(Err(stopped.clone()));
+                }
+                return;
+            }
+            host.readers.extend(waiting);
+            if !host.readers.is_empty() {
+                host.retry_at = Some(host.retry_at.map_or(now + RETRY_MS, |at| at.min(now + RETRY_MS)));
+            }
+        }
+    }
+}

@@ -1,0 +1,637 @@
+//! A shard: the loop that owns a share of the groups.
+//!
+//! ```text
+//! inbox -> core -> persist (one batch for all groups of the round) -> send -> apply -> reply
+//! ```
+//! Nothing here waits for disk, network or state machine; their answers come through the inbox. The inbox itself is not
+//! bounded, because everything that enters it is: proposals and reads by the node's budgets, messages by the transport's
+//! receive budget, and the rest by what the shard itself has asked for.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pontoon_raft_core::message::{Body, Message};
+use pontoon_raft_core::types::{EntryId, GroupId, LogIndex, ReplicaId, SnapshotMeta, StoreId, Term, Ticket};
+use pontoon_storage::{Batch, GroupWrite, LogStore};
+use pontoon_transport::{ProposalOutcome, ProposalReply, ReceivePermit, RelayedProposal, Transport};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::apply::{ApplyHandle, SnapshotBox, Work};
+use crate::clock::Clock;
+use crate::config::NodeConfig;
+use crate::error::{ProposeError, ReadError};
+use crate::group_host::{Election, GroupHost};
+use crate::retention::{compaction, wants_sync};
+use crate::routing::{RETRY_MS, finish_read, route_commands, start_reads};
+use crate::shared::ReadResult;
+use crate::status::GroupStatus;
+use crate::timers::Timers;
+
+/// How many inputs one round takes at most: enough to fill a disk sync, few enough that timers are not late.
+const ROUND_INPUTS_MAX: usize = 1024;
+/// How often one round looks at a group at most.
+const LOOKS_PER_ROUND: usize = 4;
+/// What relayed commands of one group may hold while they wait for the sync before theirs. Their senders have budgets
+/// of their own; this is for a sender that lies.
+const RELAYED_BYTES_MAX: usize = 64 << 20;
+/// What a relayed command costs beside its data.
+const RELAYED_CHARGE_BYTES: usize = 160;
+
+/// Everything that can happen to a shard.
+pub(crate) enum Input {
+    /// The caller is in the group's `Waiters` already.
+    Propose {
+        group: GroupId,
+        id: EntryId,
+    },
+    Read {
+        group: GroupId,
+        reader: oneshot::Sender<ReadResult>,
+    },
+    Receive {
+        messages: Vec<(GroupId, Message)>,
+        permit: Arc<ReceivePermit>,
+    },
+    Relayed {
+        from: StoreId,
+        proposals: Vec<RelayedProposal>,
+    },
+    Replies {
+        replies: Vec<ProposalReply>,
+    },
+    Persisted {
+        tickets: Vec<(GroupId, Ticket)>,
+        ok: bool,
+    },
+    Applied {
+        group: GroupId,
+        index: LogIndex,
+        term: Term,
+    },
+    MachineSynced {
+        group: GroupId,
+        index: LogIndex,
+    },
+    MachineFailed {
+        group: GroupId,
+    },
+    SnapshotMade {
+        group: GroupId,
+        to: ReplicaId,
+        meta: SnapshotMeta,
+        reader: SnapshotBox,
+    },
+    SnapshotSent {
+        group: GroupId,
+        to: ReplicaId,
+        ok: bool,
+    },
+    Unreachable {
+        store: StoreId,
+        groups: Vec<GroupId>,
+    },
+    LinkDown {
+        store: StoreId,
+        refused: bool,
+    },
+    Open {
+        host: Box<GroupHost>,
+    },
+    Close {
+        group: GroupId,
+        done: Option<oneshot::Sender<()>>,
+    },
+    Status {
+        group: GroupId,
+        answer: oneshot::Sender<Option<GroupStatus>>,
+    },
+    Transfer {
+        group: GroupId,
+        to: Option<StoreId>,
+        answer: oneshot::Sender<Result<(), String>>,
+    },
+    TakeLeadership {
+        group: GroupId,
+        answer: oneshot::Sender<Result<(), String>>,
+    },
+    ElectionTimer {
+        group: GroupId,
+        id: EntryId,
+        millis: u64,
+        answer: oneshot::Sender<Result<(), String>>,
+    },
+    /// Hand all leaderships over: the store is about to stop.
+    HandOver,
+}
+
+/// One shard.
+pub(crate) struct Shard {
+    pub(crate) config: Arc<NodeConfig>,
+    pub(crate) clock: Clock,
+    pub(crate) log: LogStore,
+    pub(crate) transport: Transport,
+    pub(crate) apply: ApplyHandle,
+    pub(crate) inbox: UnboundedReceiver<Input>,
+    pub(crate) own_inbox: UnboundedSender<Input>,
+    pub(crate) groups: HashMap<GroupId, GroupHost>,
+    pub(crate) timers: Timers,
+    pub(crate) dirty: Vec<GroupId>,
+    /// What this round received counts against the receive budget until what it wrote is durable: a follower whose disk
+    /// is slow takes less, rather than gathering it in memory.
+    pub(crate) permits: Vec<Arc<ReceivePermit>>,
+    pub(crate) failed: bool,
+}
+
+impl Shard {
+    /// Runs until every sender of the inbox but the shard's own is gone and `Close` of the node drops the rest, or the
+    /// task is cancelled between two rounds: no state is lost by that which a crash would not lose.
+    pub(crate) async fn run(mut self) {
+        let mut inputs = Vec::with_capacity(ROUND_INPUTS_MAX);
+        let sleep = tokio::time::sleep(Duration::ZERO);
+        tokio::pin!(sleep);
+        let mut armed = None;
+        loop {
+            let next = self.timers.next();
+            if next != armed {
+                armed = next;
+                if let Some(at) = next {
+                    sleep.as_mut().reset(Instant::from_std(self.clock.instant(at)));
+                }
+            }
+            tokio::select! {
+                biased;
+                n = self.inbox.recv_many(&mut inputs, ROUND_INPUTS_MAX) => if n == 0 { return },
+                () = &mut sleep, if armed.is_some() => armed = None,
+            }
+            // Whoever is ready to run has its turn first and adds to this round: on an idle store nobody is, and on a
+            // busy one rounds grow with the load.
+            tokio::task::yield_now().await;
+            while inputs.len() < ROUND_INPUTS_MAX {
+                match self.inbox.try_recv() {
+                    Ok(input) => inputs.push(input),
+                    Err(_) => break,
+                }
+            }
+            let now = self.clock.now();
+            for input in inputs.drain(..) {
+                self.handle(now, input);
+            }
+            let disk_hangs = self.disk_hangs();
+            while let Some(group) = self.timers.pop_expired(now) {
+                if let Some(host) = self.groups.get_mut(&group) {
+                    host.core.tick(now);
+                    if disk_hangs && host.core.is_leader() {
+                        // The others can go on without this disk; a leader whose own writes hang cannot.
+                        if let Err(error) = host.core.transfer_leadership(now, None) {
+                            tracing::debug!(%group, %error, "the disk hangs, and leadership stays here");
+                        }
+                    }
+                    mark(&mut self.dirty, host);
+                }
+            }
+            // A look at a group can make another one useful (a command that its own leader took over); a few suffice,
+            // and what is left after them waits for the next turn of the loop.
+            for _ in 0..LOOKS_PER_ROUND {
+                if self.dirty.is_empty() {
+                    break;
+                }
+                self.finish_round(now);
+            }
+            self.permits.clear();
+            if let Some(group) = self.dirty.first() {
+                self.timers.set(*group, Some(now));
+            }
+        }
+    }
+
+    /// Whether a disk sync has been under way for longer than an election may take.
+    fn disk_hangs(&self) -> bool {
+        self.log.sync_pending_micros() > 1000 * self.config.election_timer_ms
+    }
+
+    fn handle(&mut self, now: u64, input: Input) {
+        match input {
+            Input::Propose { group, id } => self.on(group, |host| host.arrived.push(id)),
+            Input::Read { group, reader } => match self.groups.get_mut(&group) {
+                Some(host) => {
+                    host.readers.push(reader);
+                    mark(&mut self.dirty, host);
+                }
+                None => drop(reader.send(Err(ReadError::NoReplica { group }))),
+            },
+            Input::Receive { messages, permit } => {
+                for (group, message) in messages {
+                    self.receive(now, group, message);
+                }
+                self.permits.push(permit);
+            }
+            Input::Relayed { from, proposals } => self.relayed(from, proposals),
+            Input::Replies { replies } => self.replies(replies),
+            Input::Persisted { tickets, ok } => self.persisted(now, tickets, ok),
+            Input::Applied { group, index, term } => self.applied(group, index, term),
+            Input::MachineSynced { group, index } => self.on(group, |host| {
+                host.syncing = false;
+                host.synced = host.synced.max(index);
+            }),
+            Input::MachineFailed { group } => self.on(group, |host| host.core.persist_failed()),
+            Input::SnapshotMade { group, to, meta, reader } => self.send_snapshot(group, to, meta, reader),
+            Input::SnapshotSent { group, to, ok } => self.on(group, |host| {
+                host.sending.retain(|(replica, _)| *replica != to);
+                host.core.snapshot_sent(now, to, ok);
+            }),
+            Input::Unreachable { store, groups } => {
+                for group in groups {
+                    self.on(group, |host| {
+                        for peer in peers_on(host, store) {
+                            host.core.unreachable(now, peer);
+                        }
+                    });
+                }
+            }
+            Input::LinkDown { store, refused } => self.link_down(now, store, refused),
+            Input::Open { host } => {
+                let group = host.shared.id;
+                self.groups.insert(group, *host);
+                self.on(group, |_| ());
+            }
+            Input::Close { group, done } => {
+                if let Some(host) = self.groups.remove(&group) {
+                    host.shared.stop("the group was closed");
+                    self.timers.set(group, None);
+                    self.apply.send(host.shared.worker, Work::Close(group, done));
+                }
+            }
+            Input::Status { group, answer } => {
+                let status = self.groups.get(&group).map(|host| GroupStatus::of(host, now));
+                let _ = answer.send(status);
+            }
+            Input::Transfer { group, to, answer } => {
+                let result = match self.groups.get_mut(&group) {
+                    Some(host) => transfer(host, now, to),
+                    None => Err(format!("group {group} has no replica on this store")),
+                };
+                let _ = answer.send(result);
+                self.on(group, |_| ());
+            }
+            Input::TakeLeadership { group, answer } => {
+                let known = self.groups.contains_key(&group);
+                self.on(group, |host| host.core.campaign(now));
+                let _ = answer.send(
+                    known.then_some(()).ok_or_else(|| format!("group {group} has no replica on this store")),
+                );
+            }
+            Input::ElectionTimer { group, id, millis, answer } => {
+                let mut result = Err(format!("group {group} has no replica on this store"));
+                self.on(group, |host| {
+                    let proposed = host.core.propose_election_timer(now, id, millis);
+                    result = proposed.map(|_| ()).map_err(|error| error.to_string());
+                });
+                let _ = answer.send(result);
+            }
+            Input::HandOver => {
+                let led: Vec<_> =
+                    self.groups.iter().filter(|(_, h)| h.core.is_leader()).map(|(id, _)| *id).collect();
+                for group in led {
+                    self.on(group, |host| {
+                        if let Err(error) = host.core.transfer_leadership(now, None) {
+                            tracing::debug!(group = %host.shared.id, %error, "leadership stays here");
+                        }
+                    });
+                }
+            }
+        }
+    }
+
+    /// Runs `f` on a group and looks at it at the end of the round.
+    fn on(&mut self, group: GroupId, f: impl FnOnce(&mut GroupHost)) {
+        if let Some(host) = self.groups.get_mut(&group) {
+            f(host);
+            mark(&mut self.dirty, host);
+        }
+    }
+
+    fn receive(&mut self, now: u64, group: GroupId, message: Message) {
+        // A message for a group that is not (or no longer, or not yet) here: its sender will try again if it matters.
+        let Some(host) = self.groups.get_mut(&group) else { return };
+        if let Err(error) = host.core.step(now, message) {
+            tracing::debug!(%group, %error, "refused a message");
+        }
+        mark(&mut self.dirty, host);
+    }
+
+    fn relayed(&mut self, from: StoreId, proposals: Vec<RelayedProposal>) {
+        for p in proposals {
+            let refusal = match self.groups.get_mut(&p.group) {
+                None => Some(ProposalOutcome::NotLeader { leader: None }),
+                Some(_) if self.failed => Some(ProposalOutcome::NotLeader { leader: None }),
+                Some(host) if host.relayed_bytes + p.data.len() > RELAYED_BYTES_MAX => {
+                    Some(ProposalOutcome::Overloaded)
+                }
+                Some(_) => None,
+            };
+            if let Some(outcome) = refusal {
+                self.transport.send_proposal_reply(
+                    from,
+                    ProposalReply { group: p.group, id: p.id, term: p.term, outcome },
+                );
+                continue;
+            }
+            self.on(p.group, |host| {
+                host.relayed_bytes += p.data.len() + RELAYED_CHARGE_BYTES;
+                host.relayed.push((from, p));
+            });
+        }
+    }
+
+    fn replies(&mut self, replies: Vec<ProposalReply>) {
+        let retry_at = self.clock.now() + RETRY_MS;
+        for reply in replies {
+            let Some(host) = self.groups.get_mut(&reply.group) else { continue };
+            // The answer to an earlier attempt comes late: the command may be in the log by the one that came after it.
+            let attempt = host.shared.waiters.lock().get(&reply.id).map(|waiter| waiter.attempt);
+            if !attempt.is_some_and(|attempt| attempt.is_of(reply.term)) {
+                continue;
+            }
+            match reply.outcome {
+                ProposalOutcome::NotSent | ProposalOutcome::NotLeader { .. } => {
+                    if let Some(waiter) = host.shared.waiters.lock().get_mut(&reply.id)
+                        && waiter.attempt.refused(reply.term)
+                    {
+                        host.arrived.push(reply.id);
+                        host.retry_at = Some(host.retry_at.map_or(retry_at, |at| at.min(retry_at)));
+                    }
+                }
+                // Its fate is told by this store's own log.
+                ProposalOutcome::Accepted { .. } => {}
+                ProposalOutcome::Failed { reason } => {
+                    tracing::warn!(group = %reply.group, %reason, "the leader's store refuses a command");
+                    host.shared.waiters.finish(
+                        reply.id,
+                        Err(ProposeError::Stopped { reason: "the leader's store refuses commands" }),
+                    );
+                }
+                ProposalOutcome::Overloaded => host.shared.waiters.finish(
+                    reply.id,
+                    Err(ProposeError::Overloaded { what: "the leader's budget of uncommitted bytes" }),
+                ),
+            }
+            // Not marked dirty: the retry waits for a new leader or for `retry_at`.
+            set_timer(&mut self.timers, host);
+        }
+    }
+
+    fn persisted(&mut self, now: u64, tickets: Vec<(GroupId, Ticket)>, ok: bool) {
+        if !ok {
+            self.fail();
+            return;
+        }
+        for (group, ticket) in tickets {
+            let Some(host) = self.groups.get_mut(&group) else { continue };
+            if let Some((_, meta)) = host.restoring.take_if(|(restore, _)| *restore <= ticket) {
+                // Before the core hears of it, and so before it hands out entries that follow the snapshot.
+                self.apply.send(host.shared.worker, Work::Activate(group, meta));
+            }
+            host.core.persisted(now, ticket);
+            if host.appending.is_some_and(|appending| appending <= ticket) {
+                host.appending = None;
+            }
+            mark(&mut self.dirty, host);
+        }
+    }
+
+    fn applied(&mut self, group: GroupId, index: LogIndex, term: Term) {
+        let Some(host) = self.groups.get_mut(&group) else { return };
+        host.core.applied(index);
+        if term > host.applied_term {
+            host.applied_term = term;
+            // What was handed to an earlier leader and is not applied by now never will be: try again.
+            for (id, waiter) in host.shared.waiters.lock().iter_mut() {
+                if waiter.attempt.settled(term) {
+                    host.arrived.push(*id);
+                }
+            }
+        }
+        mark(&mut self.dirty, host);
+    }
+
+    fn link_down(&mut self, now: u64, store: StoreId, refused: bool) {
+        for host in self.groups.values_mut() {
+            if host.core.leader().is_some_and(|leader| leader.store == store) {
+                if refused {
+                    host.core.leader_lost(now);
+                } else {
+                    host.core.wake(now);
+                }
+                mark(&mut self.dirty, host);
+            }
+        }
+    }
+
+    fn send_snapshot(&mut self, group: GroupId, to: ReplicaId, meta: SnapshotMeta, reader: SnapshotBox) {
+        let Some(host) = self.groups.get_mut(&group) else { return };
+        if !host.core.is_leader() {
+            host.sending.retain(|(replica, _)| *replica != to);
+            return;
+        }
+        let index = meta.index;
+        let message =
+            Message { from: host.core.id(), to, term: host.core.term(), body: Body::InstallSnapshot(meta) };
+        tracing::info!(%group, %to, %index, "sends a snapshot");
+        host.sending.retain(|(replica, _)| *replica != to);
+        host.sending.push((to, index));
+        self.transport.send_snapshot(to.store, group, message, reader.0);
+    }
+
+    /// The log store has failed: this store neither votes nor acknowledges from here on.
+    fn fail(&mut self) {
+        if !std::mem::replace(&mut self.failed, true) {
+            tracing::error!(
+                "the log store failed; this store takes no part in any group until it is restarted"
+            );
+        }
+        for host in self.groups.values_mut() {
+            host.core.persist_failed();
+            host.shared.stop("its disk failed");
+            mark(&mut self.dirty, host);
+        }
+    }
+
+    /// Gathers what the round's groups want, then acts once for all of them.
+    fn finish_round(&mut self, now: u64) {
+        let mut batch = Batch::default();
+        let mut tickets = Vec::new();
+        let mut outgoing = Outgoing::default();
+        let mut applies = Vec::new();
+        for group in std::mem::take(&mut self.dirty) {
+            let Some(host) = self.groups.get_mut(&group) else { continue };
+            host.dirty = false;
+            if host.retry_at.is_some_and(|at| at <= now) {
+                host.retry_at = None;
+            }
+            if !self.failed {
+                route_commands(host, &self.transport, now);
+                start_reads(host, now);
+            }
+            let mut write = GroupWrite { group, ..GroupWrite::default() };
+            let mut writes = false;
+            let mut ready = host.core.ready();
+            if let Some(change) = ready.state_change.take() {
+                note_state_change(host, &change, now);
+                if !host.arrived.is_empty() {
+                    route_commands(host, &self.transport, now);
+                    // What the leader's own core took over comes with a second look.
+                    if host.core.has_ready() {
+                        mark(&mut self.dirty, host);
+                    }
+                }
+            }
+            if let Some(persist) = ready.persist.take() {
+                writes = true;
+                if let Some(meta) = &persist.snapshot {
+                    host.note_reset(meta);
+                    host.restoring = Some((persist.ticket, meta.clone()));
+                }
+                if host.core.is_leader() && !persist.entries.is_empty() {
+                    host.appending = Some(persist.ticket);
+                }
+                host.note_appended(persist.truncate_from, &persist.entries);
+                tickets.push((group, persist.ticket));
+                write.hard_state = persist.hard_state;
+                write.snapshot = persist.snapshot;
+                write.truncate_from = persist.truncate_from;
+                write.entries = persist.entries;
+                write.commit = Some(persist.commit);
+            }
+            for message in ready.messages {
+                if let Body::InstallSnapshot(_) = message.body {
+                    if !host.sending.iter().any(|(replica, _)| *replica == message.to) {
+                        host.sending.push((message.to, LogIndex::ZERO));
+                        self.apply.send(host.shared.worker, Work::Snapshot(group, message.to));
+                    }
+                } else {
+                    outgoing.push(group, message);
+                }
+            }
+            for read in ready.reads {
+                finish_read(host, read.context, read.index, now);
+            }
+            for dropped in ready.dropped {
+                // Overwritten here does not yet mean dead everywhere; `applied_term` decides that. Nothing to do.
+                tracing::trace!(%group, id = %dropped.id, "an entry was overwritten");
+            }
+            if let Some(meta) = compaction(host, &self.config) {
+                writes = true;
+                host.note_cut(&meta);
+                write.compact = Some(meta);
+            }
+            if writes {
+                batch.groups.push(write);
+            }
+            if let Some(range) = ready.committed {
+                applies.push((host.shared.worker, Work::Apply(group, range)));
+            }
+            if wants_sync(host, &self.config) {
+                host.syncing = true;
+                host.synced_total = host.size.total();
+                applies.push((host.shared.worker, Work::Sync(group)));
+            }
+            if host.core.has_ready() {
+                mark(&mut self.dirty, host);
+            }
+            host.shared.set_commit(host.core.commit_index());
+            set_timer(&mut self.timers, host);
+        }
+        if !batch.groups.is_empty() {
+            // Before the messages: from here on the transport can read the entries that they speak of.
+            let inbox = self.own_inbox.clone();
+            let permits = std::mem::take(&mut self.permits);
+            self.log.submit(
+                batch,
+                Box::new(move |result| {
+                    drop(permits);
+                    let _ = inbox.send(Input::Persisted { tickets, ok: result.is_ok() });
+                }),
+            );
+        }
+        for (store, messages) in outgoing.by_store {
+            self.transport.send_all(store, messages);
+        }
+        for (worker, work) in applies {
+            self.apply.send(worker, work);
+        }
+    }
+}
+
+/// A round's messages by destination: one visit to each send queue. There are few stores, so a list will do.
+#[derive(Default)]
+struct Outgoing {
+    by_store: Vec<(StoreId, Vec<(GroupId, Message)>)>,
+}
+
+impl Outgoing {
+    fn push(&mut self, group: GroupId, message: Message) {
+        let store = message.to.store;
+        match self.by_store.iter_mut().find(|(to, _)| *to == store) {
+            Some((_, messages)) => messages.push((group, message)),
+            None => self.by_store.push((store, vec![(group, message)])),
+        }
+    }
+}
+
+/// Puts a group on the list of those to look at.
+fn mark(dirty: &mut Vec<GroupId>, host: &mut GroupHost) {
+    if !std::mem::replace(&mut host.dirty, true) {
+        dirty.push(host.shared.id);
+    }
+}
+
+fn set_timer(timers: &mut Timers, host: &GroupHost) {
+    let deadline = match (host.core.next_deadline(), host.retry_at) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    };
+    timers.set(host.shared.id, deadline);
+}
+
+fn peers_on(host: &GroupHost, store: StoreId) -> Vec<ReplicaId> {
+    host.core.configuration().members().into_iter().filter(|r| r.store == store).collect()
+}
+
+fn transfer(host: &mut GroupHost, now: u64, to: Option<StoreId>) -> Result<(), String> {
+    let to = match to {
+        None => None,
+        Some(store) => Some(
+            *peers_on(host, store)
+                .first()
+                .ok_or_else(|| format!("store {store} has no replica of group {}", host.shared.id))?,
+        ),
+    };
+    host.core.transfer_leadership(now, to).map_err(|error| error.to_string())
+}
+
+fn note_state_change(host: &mut GroupHost, change: &pontoon_raft_core::ready::StateChange, now: u64) {
+    use pontoon_raft_core::types::Role;
+    let group = host.shared.id;
+    match change.role {
+        Role::Candidate => host.election = Some(Election { started_ms: now, won_ms: None }),
+        Role::Leader => {
+            let started_ms = host.election.filter(|e| e.won_ms.is_none()).map_or(now, |e| e.started_ms);
+            host.election = Some(Election { started_ms, won_ms: Some(now) });
+        }
+        Role::Follower | Role::PreCandidate => {}
+    }
+    let leader = change.leader.map(|l| l.store);
+    let was = (host.shared.term(), host.shared.leader());
+    host.shared.set_leadership(change.term.0, leader);
+    if was != (change.term.0, leader) {
+        let leader = leader.map_or_else(|| "none".to_owned(), |l| l.to_string());
+        tracing::info!(%group, role = %change.role, term = %change.term, %leader, "leadership");
+    }
+    // A leader is known again, or a new one: whoever waits for it need not wait for the retry.
+    if change.leader.is_some() {
+        host.retry_at = None;
+    }
+}

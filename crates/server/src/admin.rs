@@ -1,0 +1,380 @@
+//! The admin API, `pontoon.v1.Admin`: what operators ask a store, and tell it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pontoon_kv::Keyspace as KvKeyspace;
+use pontoon_node::meta::{GroupKind, GroupRecord, META_GROUP, Registry, StoreRecord, meta_command};
+use pontoon_node::{Node, ProposeError};
+use pontoon_proto::v1::admin_client::AdminClient;
+use pontoon_proto::v1::admin_server::Admin;
+use pontoon_proto::v1::{self as api};
+use pontoon_raft_core::types::{GroupId, StoreId};
+use pontoon_storage::Header;
+use tokio::sync::watch;
+use tonic::transport::Endpoint;
+use tonic::{Request, Response, Status};
+
+use crate::config::Config;
+use crate::directory::KeyspaceDirectory;
+use crate::reconcile;
+
+mod memory;
+mod status;
+
+/// How long a change of leadership or a new keyspace is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Marks a call that another store passed on, so that two stores which disagree cannot pass it back and forth.
+const FORWARDED: &str = "pontoon-forwarded";
+/// The meta group's name in the admin API.
+const META_NAME: &str = "meta";
+
+/// Serves the admin API of one store.
+#[derive(Clone)]
+pub(crate) struct AdminService {
+    node: Node,
+    registry: watch::Receiver<Arc<Registry>>,
+    directory: Arc<KeyspaceDirectory>,
+    header: Header,
+    peer_address: String,
+    client_address: String,
+}
+
+impl AdminService {
+    pub(crate) fn new(
+        node: Node,
+        registry: watch::Receiver<Arc<Registry>>,
+        directory: Arc<KeyspaceDirectory>,
+        header: Header,
+        config: &Config,
+    ) -> Self {
+        Self {
+            node,
+            registry,
+            directory,
+            header,
+            peer_address: config.advertise_peer.to_string(),
+            client_address: config.advertise_client.to_string(),
+        }
+    }
+
+    fn registry(&self) -> Arc<Registry> {
+        Arc::clone(&self.registry.borrow())
+    }
+
+    /// The group of this name, with the id and the kind that the registry gives it.
+    fn group_named(&self, name: &str) -> Result<(GroupId, GroupKind), Status> {
+        if name == META_NAME {
+            return Ok((META_GROUP, GroupKind::Meta));
+        }
+        self.registry().group_named(name).map(|g| (g.id(), g.kind())).ok_or_else(|| {
+            Status::not_found(format!(
+                "there is no group {name:?}; `pontoon keyspace list` shows the keyspaces"
+            ))
+        })
+    }
+
+    /// A store by name, peer address or unique prefix of its id.
+    fn store_meant(&self, text: &str) -> Result<StoreRecord, Status> {
+        let registry = self.registry();
+        let exact = registry.stores.values().find(|s| s.name == text || s.peer_address == text);
+        if let Some(store) = exact {
+            return Ok(store.clone());
+        }
+        let prefix = text.to_ascii_lowercase();
+        let mut by_id = registry.stores.values().filter(|s| format!("{:016x}", s.store).starts_with(&prefix));
+        match (by_id.next(), by_id.next()) {
+            (Some(store), None) => Ok(store.clone()),
+            (Some(_), Some(_)) => Err(Status::invalid_argument(format!(
+                "{text:?} begins the ids of several stores; give more digits"
+            ))),
+            (None, _) => Err(Status::not_found(format!(
+                "there is no store {text:?}; give a name, a peer address or the first digits of an id from `pontoon \
+                 store list`"
+            ))),
+        }
+    }
+
+    fn keyspace(&self, record: &GroupRecord) -> api::Keyspace {
+        let leadership = self.node.leadership(record.id());
+        api::Keyspace {
+            name: record.name.clone(),
+            id: record.group,
+            replicas_wanted: u32::try_from(record.voters.len()).unwrap_or(u32::MAX),
+            replicas: record.voters.iter().map(|v| v.store).collect(),
+            leader: leadership.and_then(|(_, leader)| leader).map(|store| store.0),
+            term: leadership.map_or(0, |(term, _)| term),
+        }
+    }
+
+    async fn change(&self, change: meta_command::Change) -> Result<pontoon_node::meta::MetaReply, Status> {
+        reconcile::change(&self.node, change).await.map_err(|error| match error {
+            ProposeError::Overloaded { .. } => Status::resource_exhausted(error.to_string()),
+            ProposeError::TimedOut => Status::unavailable(format!(
+                "the registry (group meta) did not answer in time: {error}; ask again, `keyspace list` shows what \
+                 became of it"
+            )),
+            _ => Status::unavailable(format!("the registry (group meta) cannot be changed now: {error}")),
+        })
+    }
+
+    /// Waits until a group has a leader that confirms a read here, or has a leader at all if it is not placed here.
+    async fn wait_until_it_serves(&self, group: GroupId) -> Result<(), Status> {
+        let serves = async {
+            loop {
+                let remote = self.directory.knows(group) && self.node.leadership(group).is_none();
+                if remote || self.node.read_barrier(group).await.is_ok() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, serves).await.map_err(|_| {
+            Status::deadline_exceeded(
+                "it is created, but does not serve yet: a quorum of its stores must be up",
+            )
+        })
+    }
+
+    /// The store that leads a group and a client of it, unless that is this one.
+    async fn leader_elsewhere<T>(
+        &self,
+        group: GroupId,
+        request: &Request<T>,
+    ) -> Result<Option<AdminClient<tonic::transport::Channel>>, Status> {
+        let leader = self.node.leadership(group).and_then(|(_, leader)| leader);
+        let Some(leader) = leader.filter(|leader| *leader != self.node.store()) else { return Ok(None) };
+        if request.metadata().contains_key(FORWARDED) {
+            return Err(Status::unavailable("leadership is moving; try again"));
+        }
+        let address = self
+            .registry()
+            .stores
+            .get(&leader.0)
+            .map(|s| s.client_address.clone())
+            .filter(|address| !address.is_empty())
+            .ok_or_else(|| {
+                Status::unavailable(format!("the leader's store {leader} has not announced itself"))
+            })?;
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|error| Status::internal(format!("the address {address} of store {leader}: {error}")))?
+            .connect_timeout(Duration::from_secs(2));
+        let channel = endpoint.connect().await.map_err(|error| {
+            Status::unavailable(format!(
+                "the leader's store {leader} at {address} cannot be reached: {error}"
+            ))
+        })?;
+        Ok(Some(AdminClient::new(channel)))
+    }
+
+    /// Waits until somebody leads the group for whom `fits` holds.
+    async fn wait_for_leader(
+        &self,
+        group: GroupId,
+        fits: impl Fn(StoreId) -> bool,
+    ) -> Result<(u64, u64), Status> {
+        let moved = async {
+            loop {
+                if let Some((term, Some(leader))) = self.node.leadership(group)
+                    && fits(leader)
+                {
+                    return (leader.0, term);
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, moved).await.map_err(|_| {
+            Status::deadline_exceeded("leadership has not moved; is the target up and caught up?")
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn identity(
+        &self,
+        _: Request<api::IdentityRequest>,
+    ) -> Result<Response<api::IdentityResponse>, Status> {
+        Ok(Response::new(api::IdentityResponse {
+            cluster: self.header.cluster,
+            store: self.header.store.0,
+            name: self.header.name.clone(),
+            peer_address: self.peer_address.clone(),
+            client_address: self.client_address.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }))
+    }
+
+    async fn status(
+        &self,
+        request: Request<api::StatusRequest>,
+    ) -> Result<Response<api::StatusResponse>, Status> {
+        let name = request.into_inner().group;
+        let view = if name.is_empty() {
+            api::status_response::View::Cluster(self.cluster_status())
+        } else {
+            api::status_response::View::Group(self.group_status(&name).await?)
+        };
+        Ok(Response::new(api::StatusResponse { view: Some(view) }))
+    }
+
+    async fn list_stores(
+        &self,
+        _: Request<api::ListStoresRequest>,
+    ) -> Result<Response<api::ListStoresResponse>, Status> {
+        let status = self.cluster_status();
+        Ok(Response::new(api::ListStoresResponse { cluster: status.cluster, stores: status.stores }))
+    }
+
+    async fn create_keyspace(
+        &self,
+        request: Request<api::CreateKeyspaceRequest>,
+    ) -> Result<Response<api::CreateKeyspaceResponse>, Status> {
+        let request = request.into_inner();
+        pontoon_node::meta::check_group_name(&request.name).map_err(Status::invalid_argument)?;
+        // The default: three, or what the cluster has if that is less.
+        let stores = u32::try_from(self.registry().stores.len()).unwrap_or(u32::MAX);
+        let replicas = if request.replicas == 0 { stores.min(3) } else { request.replicas };
+        let create =
+            meta_command::CreateGroup { name: request.name.clone(), kind: GroupKind::Kv as i32, replicas };
+        let reply = self.change(meta_command::Change::CreateGroup(create)).await?;
+        if reply.exists {
+            return Err(Status::already_exists(reply.error));
+        }
+        if !reply.error.is_empty() {
+            return Err(Status::invalid_argument(reply.error));
+        }
+        self.wait_until_it_serves(GroupId(reply.group)).await?;
+        let record = self.registry().groups.get(&reply.group).cloned();
+        let record = record.ok_or_else(|| Status::aborted("it was deleted again in the same moment"))?;
+        Ok(Response::new(api::CreateKeyspaceResponse { keyspace: Some(self.keyspace(&record)) }))
+    }
+
+    async fn list_keyspaces(
+        &self,
+        _: Request<api::ListKeyspacesRequest>,
+    ) -> Result<Response<api::ListKeyspacesResponse>, Status> {
+        let registry = self.registry();
+        let keyspaces = registry
+            .names
+            .values()
+            .filter_map(|id| registry.groups.get(id))
+            .filter(|g| g.kind() == GroupKind::Kv)
+            .map(|g| self.keyspace(g))
+            .collect();
+        Ok(Response::new(api::ListKeyspacesResponse { keyspaces }))
+    }
+
+    async fn describe_keyspace(
+        &self,
+        request: Request<api::DescribeKeyspaceRequest>,
+    ) -> Result<Response<api::DescribeKeyspaceResponse>, Status> {
+        let name = request.into_inner().name;
+        let registry = self.registry();
+        let record = registry.group_named(&name).ok_or_else(|| {
+            Status::not_found(format!("there is no keyspace {name:?}; `pontoon keyspace list` shows them"))
+        })?;
+        let mut answer =
+            api::DescribeKeyspaceResponse { keyspace: Some(self.keyspace(record)), ..Default::default() };
+        if let Some(keyspace) = self.directory.keyspace(record.id()) {
+            let figures = tokio::task::spawn_blocking(move || figures(&keyspace))
+                .await
+                .map_err(|error| Status::internal(error.to_string()))?
+                .map_err(|error| Status::internal(error.to_string()))?;
+            (answer.revision, answer.compact_revision, answer.db_size_bytes, answer.applied) = figures;
+        }
+        Ok(Response::new(answer))
+    }
+
+    async fn delete_keyspace(
+        &self,
+        request: Request<api::DeleteKeyspaceRequest>,
+    ) -> Result<Response<api::DeleteKeyspaceResponse>, Status> {
+        let request = request.into_inner();
+        let delete = meta_command::DeleteGroup { name: request.name, group: request.id };
+        let reply = self.change(meta_command::Change::DeleteGroup(delete)).await?;
+        if reply.error.is_empty() {
+            return Ok(Response::new(api::DeleteKeyspaceResponse {}));
+        }
+        Err(Status::failed_precondition(reply.error))
+    }
+
+    async fn transfer_leadership(
+        &self,
+        mut request: Request<api::TransferLeadershipRequest>,
+    ) -> Result<Response<api::TransferLeadershipResponse>, Status> {
+        let (group, _) = self.group_named(&request.get_ref().group)?;
+        let to = match request.get_ref().store.as_str() {
+            "" => None,
+            text => Some(StoreId(self.store_meant(text)?.store)),
+        };
+        if let Some(mut leader) = self.leader_elsewhere(group, &request).await? {
+            request.metadata_mut().insert(FORWARDED, tonic::metadata::MetadataValue::from_static("1"));
+            return leader.transfer_leadership(request).await;
+        }
+        let own = self.node.store();
+        if to != Some(own) {
+            self.node.transfer_leadership(group, to).await.map_err(Status::failed_precondition)?;
+        }
+        let (leader, term) =
+            self.wait_for_leader(group, |leader| to.map_or(leader != own, |to| leader == to)).await?;
+        Ok(Response::new(api::TransferLeadershipResponse { leader, term }))
+    }
+
+    async fn take_leadership(
+        &self,
+        request: Request<api::TakeLeadershipRequest>,
+    ) -> Result<Response<api::TakeLeadershipResponse>, Status> {
+        let (group, _) = self.group_named(&request.get_ref().group)?;
+        let own = self.node.store();
+        if self.node.leadership(group).and_then(|(_, leader)| leader) != Some(own) {
+            self.node.take_leadership(group).await.map_err(Status::failed_precondition)?;
+        }
+        let (leader, term) = self.wait_for_leader(group, |leader| leader == own).await?;
+        Ok(Response::new(api::TakeLeadershipResponse { leader, term }))
+    }
+
+    async fn change_election_timer(
+        &self,
+        mut request: Request<api::ChangeElectionTimerRequest>,
+    ) -> Result<Response<api::ChangeElectionTimerResponse>, Status> {
+        let (group, _) = self.group_named(&request.get_ref().group)?;
+        let millis = request.get_ref().election_timer_ms;
+        if let Some(mut leader) = self.leader_elsewhere(group, &request).await? {
+            request.metadata_mut().insert(FORWARDED, tonic::metadata::MetadataValue::from_static("1"));
+            return leader.change_election_timer(request).await;
+        }
+        let in_force = async || {
+            let status = self.node.group_status(group).await;
+            status
+                .map(|status| status.core.election_timer_ms)
+                .ok_or_else(|| Status::unavailable("the store is stopping"))
+        };
+        let before_ms = in_force().await?;
+        let answer = |election_timer_ms| api::ChangeElectionTimerResponse { before_ms, election_timer_ms };
+        if before_ms == millis {
+            return Ok(Response::new(answer(millis)));
+        }
+        self.node.change_election_timer(group, millis).await.map_err(Status::failed_precondition)?;
+        let changed = async {
+            while in_force().await? != millis {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            Ok(Response::new(answer(millis)))
+        };
+        tokio::time::timeout(PATIENCE, changed).await.map_err(|_| {
+            Status::deadline_exceeded(
+                "the change is in the leader's log and not committed yet; ask again, or see `status`",
+            )
+        })?
+    }
+
+    async fn memory(&self, _: Request<api::MemoryRequest>) -> Result<Response<api::MemoryResponse>, Status> {
+        Ok(Response::new(api::MemoryResponse { figures: memory::figures(&self.node) }))
+    }
+}
+
+/// Revision, compacted revision, bytes, applied index.
+fn figures(keyspace: &KvKeyspace) -> Result<(i64, i64, u64, u64), pontoon_kv::StoreError> {
+    Ok((keyspace.revision(), keyspace.compact_revision()?, keyspace.size_bytes()?, keyspace.applied().0))
+}

@@ -1,0 +1,304 @@
+//! A checked `Config` becomes a running store: every part is started here, in order, and stopped here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use pontoon_kv::{Engine, EngineOptions};
+use pontoon_node::meta::{META_GROUP, Registry, RegistryMachine, ReplicaRecord, StoreRecord};
+use pontoon_node::state_machine::StateMachine as _;
+use pontoon_node::{Node, NodeConfig};
+use pontoon_raft_core::types::{ReplicaId, StoreId};
+use pontoon_storage::{Header, LogStore, OpenError, Options};
+use pontoon_transport::TransportConfig;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::AdminService;
+use crate::client_server::ClientServer;
+use crate::config::Config;
+use crate::consensus::NodeConsensus;
+use crate::directory::KeyspaceDirectory;
+use crate::error::UsageError;
+use crate::forward::ForwardLayer;
+use crate::reconcile::Reconciler;
+use crate::{health, shutdown};
+
+/// How long requests in flight may take to finish once the store stops.
+const DRAIN_MAX: Duration = Duration::from_secs(3);
+
+/// How long a store that cannot tell the others its addresses puts off saying that it is ready.
+const ANNOUNCED_MAX: Duration = Duration::from_secs(3);
+
+/// Runs a store until it is told to stop.
+///
+/// # Errors
+/// The data directory is in the wrong state, an address cannot be bound, or a part fails while it runs.
+pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    shutdown::watch_signals(stop.clone())?;
+    let listeners = Listeners::bind(&config).await?;
+
+    let opened = {
+        let config = config.clone();
+        tokio::task::spawn_blocking(move || Opened::open(&config)).await??
+    };
+    let Opened { log, engine, mut registry, machine, header, own } = opened;
+    let timer_ms = u64::try_from(config.election_timeout.as_millis()).unwrap_or(u64::MAX);
+    let mut node_config = NodeConfig::new(header.store);
+    node_config.election_timer_ms = timer_ms;
+    node_config.propose_timeout = Duration::from_secs(5) + 2 * config.election_timeout;
+    node_config.read_timeout = node_config.propose_timeout;
+    let mut links = TransportConfig::new(header.cluster, header.store, header.name.clone());
+    links.advertise = config.advertise_peer.to_string();
+    links.election_timer_ms = timer_ms;
+    let node = Node::start(node_config, random_u64()?, log, links).context("cannot start the node")?;
+
+    let tasks = TaskTracker::new();
+    let peers = pontoon_transport::incoming(listeners.peer);
+    // Peers are served for as long as the node runs: leaderships are handed over through them.
+    let peers_stop = CancellationToken::new();
+    let peer_server = pontoon_transport::server_builder()
+        .add_service(node.transport().peer_service())
+        .serve_with_incoming_shutdown(peers, peers_stop.clone().cancelled_owned());
+    let peer_server = tokio::spawn(async move {
+        if let Err(error) = peer_server.await {
+            tracing::error!(%error, "the peer listener failed");
+        }
+    });
+
+    let directory = Arc::new(KeyspaceDirectory::default());
+    let reconciler = Reconciler {
+        node: node.clone(),
+        engine: engine.clone(),
+        directory: Arc::clone(&directory),
+        registry: registry.clone(),
+        own: own.clone(),
+        dial: config.dial.iter().map(|(name, address)| (name.clone(), address.to_string())).collect(),
+    };
+    open_meta(&node, &registry, machine).await?;
+    let known = Arc::clone(&registry.borrow());
+    reconciler.open_groups(&known).await;
+    tasks.spawn(reconciler.run(stop.clone()));
+
+    let consensus = NodeConsensus::new(node.clone(), registry.clone(), &header, config.election_timeout);
+    let leases = pontoon_kv::expire_leases(engine.clone(), Arc::new(consensus.clone()));
+    tasks.spawn(stop.clone().run_until_cancelled_owned(leases));
+    let admin =
+        AdminService::new(node.clone(), registry.clone(), Arc::clone(&directory), header.clone(), &config);
+    let server = ClientServer {
+        node: node.clone(),
+        consensus,
+        directory: Arc::clone(&directory),
+        admin,
+        forward: ForwardLayer::new(node.clone(), directory, registry.clone()),
+        admission: ClientServer::admission(),
+    };
+    for (listener, bound) in listeners.clients {
+        tasks.spawn(server.clone().run(listener, bound, stop.clone()));
+    }
+    if let Some(listener) = listeners.metrics {
+        tasks.spawn(health::serve(listener, node.clone(), stop.clone()));
+    }
+    tokio::select! {
+        () = announced(&mut registry, own) => announce_ready(&header, &config),
+        () = stop.cancelled() => {}
+    }
+
+    stop.cancelled().await;
+    shutdown::hand_over(&node).await;
+    tasks.close();
+    if tokio::time::timeout(DRAIN_MAX, tasks.wait()).await.is_err() {
+        tracing::info!("some client streams were still open and are cut");
+    }
+    node.shutdown().await;
+    peers_stop.cancel();
+    peer_server.abort();
+    tokio::task::spawn_blocking(move || drop(engine)).await?;
+    Ok(())
+}
+
+/// Waits until the cluster knows how this store is reached: whoever is told that it is ready may ask any store for the
+/// members. A store whose peers are not there yet serves what it can, so the wait has an end.
+async fn announced(registry: &mut watch::Receiver<Arc<Registry>>, own: StoreRecord) {
+    let known = registry.wait_for(|registry| registry.stores.get(&own.store) == Some(&own));
+    if tokio::time::timeout(ANNOUNCED_MAX, known).await.is_err() {
+        tracing::info!(
+            "ready, but the cluster does not know this store's address yet: no quorum was there to tell"
+        );
+    }
+}
+
+/// The one line on standard output.
+#[allow(clippy::print_stdout, reason = "the contract of `pontoon serve`: exactly one line, for scripts")]
+fn announce_ready(header: &Header, config: &Config) {
+    println!(
+        "ready name={} store={} cluster={:016x} client={} peer={}",
+        header.name, header.store, header.cluster, config.advertise_client, config.advertise_peer
+    );
+}
+
+fn random_u64() -> anyhow::Result<u64> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .context("cannot draw random numbers from the system")?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+/// Bound before anything is opened, so that a taken port changes nothing on disk.
+struct Listeners {
+    clients: Vec<(TcpListener, Option<String>)>,
+    peer: TcpListener,
+    metrics: Option<TcpListener>,
+}
+
+impl Listeners {
+    async fn bind(config: &Config) -> anyhow::Result<Self> {
+        let mut clients = Vec::new();
+        for listener in &config.listen_client {
+            let bound = bind("--listen-client", &listener.address.to_string()).await?;
+            clients.push((bound, listener.keyspace.clone()));
+        }
+        let peer = bind("--listen-peer", &config.listen_peer.to_string()).await?;
+        let metrics = match &config.metrics_listen {
+            Some(address) => Some(bind("--metrics-listen", &address.to_string()).await?),
+            None => None,
+        };
+        Ok(Self { clients, peer, metrics })
+    }
+}
+
+async fn bind(flag: &str, address: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        UsageError::new(format!(
+            "{flag} {address} cannot be bound: {error}; each listener needs a free address of this machine; stop what \
+             uses it or give another"
+        ))
+        .into()
+    })
+}
+
+/// Everything that lives in the data directory.
+struct Opened {
+    log: LogStore,
+    engine: Engine,
+    registry: watch::Receiver<Arc<Registry>>,
+    machine: RegistryMachine,
+    header: Header,
+    own: StoreRecord,
+}
+
+impl Opened {
+    /// Opens the data directory, and makes a new store of it if it is empty.
+    fn open(config: &Config) -> anyhow::Result<Self> {
+        let dir = &config.data_dir;
+        for part in ["log", "meta", "kv"] {
+            let path = dir.join(part);
+            std::fs::create_dir_all(&path).map_err(|error| {
+                UsageError::new(format!(
+                    "--data-dir: cannot make {}: {error}; a store needs a directory that it may write; check the path \
+                     and its owner",
+                    path.display()
+                ))
+            })?;
+        }
+        let (log, report) = LogStore::open(&dir.join("log"), Options::default()).map_err(wrong_state)?;
+        if let Some(torn) = &report.torn_tail {
+            tracing::warn!(
+                ?torn,
+                "the last record of the journal is not whole and was cut off: a crash while it was written leaves it so, \
+                 and then nobody was told that it is durable; damage of the disk would look the same"
+            );
+        }
+        let (header, bootstrap) = match log.header() {
+            Some(header) => (Self::check_known(config, header)?, Registry::default()),
+            None => Self::initialize(config, &log)?,
+        };
+        let (machine, registry) = RegistryMachine::open(&dir.join("meta"), bootstrap).map_err(wrong_state)?;
+        let engine = Engine::open(&dir.join("kv"), &EngineOptions::default())
+            .with_context(|| format!("cannot open {}", dir.join("kv").display()))?;
+        let own = StoreRecord {
+            store: header.store.0,
+            name: header.name.clone(),
+            peer_address: config.advertise_peer.to_string(),
+            client_address: config.advertise_client.to_string(),
+        };
+        Ok(Self { log, engine, registry, machine, header, own })
+    }
+
+    /// A directory that is a store already: it knows better than the flags, but must not be another store's.
+    fn check_known(config: &Config, header: Header) -> anyhow::Result<Header> {
+        if let Some(name) = config.name.as_ref().filter(|name| **name != header.name) {
+            return Err(UsageError::new(format!(
+                "--name is {name}, but {} belongs to the store {}; a directory has one store for ever; give its name \
+                 or another directory",
+                config.data_dir.display(),
+                header.name
+            ))
+            .into());
+        }
+        if !config.initial_cluster.is_empty() {
+            let named = Config { name: Some(header.name.clone()), ..config.clone() };
+            let bootstrap = named.bootstrap()?;
+            if bootstrap.cluster != header.cluster {
+                return Err(UsageError::new(format!(
+                    "--initial-cluster and --cluster-token mean the cluster {:016x}, but {} belongs to the cluster \
+                     {:016x}; a store never changes its cluster; correct the flags or give another directory",
+                    bootstrap.cluster,
+                    config.data_dir.display(),
+                    header.cluster
+                ))
+                .into());
+            }
+            tracing::info!("the data directory is initialised already: --initial-cluster is ignored");
+        }
+        Ok(header)
+    }
+
+    /// Makes a new store. The header comes last: a crash before it leaves a directory that is made anew.
+    fn initialize(config: &Config, log: &LogStore) -> anyhow::Result<(Header, Registry)> {
+        let bootstrap = config.bootstrap()?;
+        let registry = Registry::bootstrap(bootstrap.stores.iter().map(|store| StoreRecord {
+            store: store.store,
+            name: store.name.clone(),
+            peer_address: store.address.to_string(),
+            client_address: String::new(),
+        }));
+        let (mut machine, _) = RegistryMachine::open(&config.data_dir.join("meta"), registry.clone())?;
+        machine.sync()?;
+        let header = Header {
+            cluster: bootstrap.cluster,
+            store: StoreId(bootstrap.own.store),
+            name: bootstrap.own.name,
+            peer_address: config.advertise_peer.to_string(),
+            client_address: config.advertise_client.to_string(),
+        };
+        log.initialize(header.clone()).context("cannot initialise the data directory")?;
+        Ok((header, registry))
+    }
+}
+
+/// A data directory that must not be used as it is: exit code 2.
+fn wrong_state(error: impl std::error::Error + Send + Sync + 'static) -> anyhow::Error {
+    let error = anyhow::Error::new(error);
+    match error.downcast_ref::<OpenError>() {
+        Some(OpenError::Io { .. }) => error,
+        _ => UsageError::new(crate::error::one_line(&error)).into(),
+    }
+}
+
+/// Opens the meta group; its voters are the stores of the registry that the cluster began with.
+async fn open_meta(
+    node: &Node,
+    registry: &watch::Receiver<Arc<Registry>>,
+    machine: RegistryMachine,
+) -> anyhow::Result<()> {
+    let voters: Vec<ReplicaId> =
+        registry.borrow().stores.keys().map(|&store| ReplicaRecord { store, number: 1 }.into()).collect();
+    let node = node.clone();
+    tokio::task::spawn_blocking(move || node.open_group(META_GROUP, &voters, Box::new(machine)))
+        .await?
+        .map_err(wrong_state)
+}

@@ -1,0 +1,226 @@
+//! The HTTP side port: `/metrics`, `/livez`, `/readyz`, `/health`.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use pontoon_node::Node;
+use pontoon_node::meta::DEFAULT_GROUP;
+use pontoon_transport::{Direction, LinkStatus};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// Serves the side port until `stop`.
+pub(crate) async fn serve(listener: TcpListener, node: Node, stop: CancellationToken) {
+    let mut metrics = Registry::with_prefix("pontoon");
+    metrics.register_collector(Box::new(NodeMetrics(node.clone())));
+    let shared = Arc::new(Side { node, metrics });
+    let routes = Router::new()
+        .route("/metrics", get(metrics_page))
+        .route("/livez", get(live))
+        .route("/readyz", get(ready))
+        .route("/health", get(health))
+        .with_state(shared);
+    let served = axum::serve(listener, routes).with_graceful_shutdown(async move { stop.cancelled().await });
+    if let Err(error) = served.await {
+        tracing::error!(%error, "the metrics listener failed");
+    }
+}
+
+struct Side {
+    node: Node,
+    metrics: Registry,
+}
+
+async fn metrics_page(State(side): State<Arc<Side>>) -> Response {
+    let mut page = String::new();
+    match text::encode(&mut page, &side.metrics) {
+        Ok(()) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], page).into_response()
+        }
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+/// Alive: the process answers and its disk has not failed. A store that waits for a quorum is alive.
+async fn live(State(side): State<Arc<Side>>) -> Response {
+    match side.node.log().stats().failed {
+        None => "ok\n".into_response(),
+        Some(why) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("the log store has failed: {why}\n")).into_response()
+        }
+    }
+}
+
+/// Ready: a linearizable read of the default keyspace goes through.
+async fn ready(State(side): State<Arc<Side>>) -> Response {
+    match side.node.read_barrier(DEFAULT_GROUP).await {
+        Ok(_) => "ok\n".into_response(),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
+    }
+}
+
+/// As etcd's `/health`.
+async fn health(State(side): State<Arc<Side>>) -> Response {
+    let (code, body) = match side.node.read_barrier(DEFAULT_GROUP).await {
+        Ok(_) => (StatusCode::OK, "{\"health\":\"true\",\"reason\":\"\"}".to_owned()),
+        Err(error) => {
+            let mut body = String::from("{\"health\":\"false\",\"reason\":");
+            let _ = write!(body, "{}}}", serde_json::Value::from(error.to_string()));
+            (StatusCode::SERVICE_UNAVAILABLE, body)
+        }
+    };
+    (code, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// Reads the counters where they are kept, at the moment of the scrape.
+#[derive(Debug)]
+struct NodeMetrics(Node);
+
+/// What one connection to or from a peer counts. Labels: store, lane and direction, which are few whatever peers do.
+struct LinkMetric {
+    name: &'static str,
+    help: &'static str,
+    counts: bool,
+    value: fn(&LinkStatus) -> f64,
+}
+
+const LINK_METRICS: [LinkMetric; 7] = [
+    LinkMetric {
+        name: "peer_link_up",
+        help: "1 while the connection is open and greeted",
+        counts: false,
+        value: |l| f64::from(l.connected),
+    },
+    LinkMetric {
+        name: "peer_link_attempts",
+        help: "Attempts to connect that ended (out), greetings received (in)",
+        counts: true,
+        value: |l| l.attempts as f64,
+    },
+    LinkMetric {
+        name: "peer_link_successes",
+        help: "Attempts that led to a connection",
+        counts: true,
+        value: |l| l.successes as f64,
+    },
+    LinkMetric {
+        name: "peer_link_disconnections",
+        help: "Connections that were open and were lost",
+        counts: true,
+        value: |l| l.disconnections as f64,
+    },
+    LinkMetric {
+        name: "peer_link_connected_seconds",
+        help: "For how long there was a connection, in all",
+        counts: true,
+        value: |l| l.connected_total.as_secs_f64(),
+    },
+    LinkMetric {
+        name: "peer_link_backoff_seconds",
+        help: "The present wait between attempts",
+        counts: false,
+        value: |l| l.backoff.as_secs_f64(),
+    },
+    LinkMetric {
+        name: "peer_link_queued_bytes",
+        help: "Bytes that wait to be sent",
+        counts: false,
+        value: |l| l.queued_bytes as f64,
+    },
+];
+
+fn link_labels(link: &LinkStatus) -> [(&'static str, String); 3] {
+    let direction = match link.direction {
+        Direction::Inbound => "in",
+        Direction::Outbound => "out",
+    };
+    let store = format!("{:016x}", link.store.0);
+    [("store", store), ("lane", link.lane.to_string()), ("direction", direction.to_owned())]
+}
+
+fn encode_links(encoder: &mut DescriptorEncoder<'_>, links: &[LinkStatus]) -> Result<(), std::fmt::Error> {
+    for metric in &LINK_METRICS {
+        let kind = if metric.counts { MetricType::Counter } else { MetricType::Gauge };
+        let mut family = encoder.encode_descriptor(metric.name, metric.help, None, kind)?;
+        for link in links {
+            let (labels, value) = (link_labels(link), (metric.value)(link));
+            let one = family.encode_family(&labels)?;
+            if metric.counts {
+                ConstCounter::new(value).encode(one)?;
+            } else {
+                ConstGauge::new(value).encode(one)?;
+            }
+        }
+    }
+    let help = "1 for the kind of the last failure, which stays when the next attempt succeeds; its text is in `status`";
+    let mut family = encoder.encode_descriptor("peer_link_last_error", help, None, MetricType::Gauge)?;
+    for link in links {
+        if let Some(kind) = link.last_error_kind {
+            let [store, lane, direction] = link_labels(link);
+            let labels = [store, lane, direction, ("kind", kind.name().to_owned())];
+            ConstGauge::new(1_i64).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
+}
+
+impl prometheus_client::collector::Collector for NodeMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let log = self.0.log().stats();
+        let load = self.0.load();
+        let mut counter = |name: &str, help: &str, value: u64| {
+            let metric = ConstCounter::new(value);
+            metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
+        };
+        counter("log_syncs", "Disk syncs of the journal, one for all groups of a round", log.syncs)?;
+        counter("log_batches", "Batches of the shards that became durable", log.batches)?;
+        counter("log_entries", "Log entries that became durable", log.entries)?;
+        counter("log_written_bytes", "Bytes written to the journal", log.bytes_written)?;
+        counter("log_checkpoints", "Journal segments moved to the cold store", log.checkpoints)?;
+        counter("log_disk_reads", "Reads of entries that were in no cache", log.disk_reads)?;
+        let all_links = self.0.transport().links();
+        let mut links = [0_u64; 5];
+        for link in &all_links {
+            links[0] += u64::from(link.connected);
+            links[1] += link.disconnections;
+            links[2] += link.messages;
+            links[3] += link.bytes;
+            links[4] += link.dropped;
+        }
+        counter("peer_disconnections", "Peer connections lost, all links and lanes", links[1])?;
+        counter("peer_messages", "Messages sent to and received from peers", links[2])?;
+        counter("peer_bytes", "Bytes sent to and received from peers", links[3])?;
+        counter("peer_dropped_messages", "Messages dropped at a full queue or a broken stream", links[4])?;
+        let mut gauge = |name: &str, help: &str, value: f64| {
+            let metric = ConstGauge::new(value);
+            metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
+        };
+        gauge("groups", "Groups served by this store", self.0.groups().len() as f64)?;
+        gauge("groups_led", "Groups led by this store", self.0.groups_led() as f64)?;
+        gauge("peer_connections", "Peer connections that are up, both directions", links[0] as f64)?;
+        gauge(
+            "log_failed",
+            "1 once a write or sync of the journal has failed",
+            f64::from(log.failed.is_some()),
+        )?;
+        gauge("log_space_low", "1 while the disk has no room for another segment", f64::from(log.space_low))?;
+        gauge("log_pending_bytes", "Bytes of batches that wait for their sync", log.pending_bytes as f64)?;
+        gauge("log_cached_bytes", "Bytes of recent entries kept in memory", log.cached_bytes as f64)?;
+        gauge("log_recovery_seconds", "How long opening the log store took", log.recovery_seconds)?;
+        gauge("waiting_proposals", "Commands of this store's clients that wait", load.proposals as f64)?;
+        gauge("waiting_proposal_bytes", "Bytes of those commands", load.proposal_bytes as f64)?;
+        gauge("waiting_reads", "Reads of this store's clients that wait", load.reads as f64)?;
+        encode_links(&mut encoder, &all_links)
+    }
+}

@@ -1,0 +1,120 @@
+//! Many keyspaces on the same three processes, named as clients name them.
+
+use std::process::Command;
+
+use pontoon_proto::etcdserverpb::kv_client::KvClient;
+use pontoon_proto::etcdserverpb::{PutRequest, RangeRequest};
+use tonic::transport::Endpoint;
+
+use crate::cluster::{Cluster, retry};
+
+pub(crate) fn pontoon(cluster: &Cluster, args: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_pontoon"))
+        .args(args)
+        .args(["--endpoints", &cluster.endpoint(0), "--timeout", "30s"])
+        .output()
+        .expect("runs");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keyspaces_are_named_by_host_by_metadata_and_kept_apart() {
+    const KEYSPACES: usize = 30;
+    let cluster = Cluster::start(3, &[]);
+    cluster.leader(&[0, 1, 2]).await;
+    for n in 0..KEYSPACES {
+        let (code, out, err) = pontoon(&cluster, &["keyspace", "create", &format!("t{n}")]);
+        assert_eq!(code, Some(0), "{out}{err}");
+    }
+    let (code, _, err) = pontoon(&cluster, &["keyspace", "create", "t0"]);
+    assert_eq!(code, Some(1), "{err}");
+    assert!(err.contains("exists already"), "{err}");
+    let (code, _, err) = pontoon(&cluster, &["keyspace", "create", "Not.A.Label"]);
+    assert!(code != Some(0) && err.lines().count() == 1, "{err}");
+
+    for n in 0..KEYSPACES {
+        let address = format!("http://{}", cluster.endpoint(n % 3));
+        let endpoint = Endpoint::from_shared(address)
+            .expect("an address")
+            .origin(format!("http://t{n}.db.example:2379").parse().expect("an origin"));
+        let kv = KvClient::new(endpoint.connect().await.expect("connects"));
+        let put = PutRequest { key: "k".into(), value: format!("v{n}").into(), ..PutRequest::default() };
+        let answer = retry("put", || {
+            let (mut kv, put) = (kv.clone(), put.clone());
+            async move { kv.put(put).await.map_err(|e| e.to_string()) }
+        })
+        .await;
+        let revision = answer.into_inner().header.expect("a header").revision;
+        assert_eq!(revision, 2, "the first write of a keyspace of its own");
+    }
+    // Read elsewhere, by metadata.
+    for n in 0..KEYSPACES {
+        let mut kv = cluster.kv((n + 1) % 3).await;
+        let mut request = tonic::Request::new(RangeRequest { key: "k".into(), ..RangeRequest::default() });
+        request.metadata_mut().insert("pontoon-keyspace", format!("t{n}").parse().expect("ASCII"));
+        let answer = kv.range(request).await.expect("reads").into_inner();
+        assert_eq!(answer.kvs[0].value, format!("v{n}"));
+    }
+    let default = cluster.range(0, "k", false).await;
+    assert_eq!(default.count, 0, "nothing of it is in `default`");
+
+    let mut kv = cluster.kv(0).await;
+    let mut request = tonic::Request::new(RangeRequest { key: "k".into(), ..RangeRequest::default() });
+    request.metadata_mut().insert("pontoon-keyspace", "no-such".parse().expect("ASCII"));
+    let status = kv.range(request).await.expect_err("unknown");
+    assert_eq!(status.code(), tonic::Code::NotFound);
+    assert!(
+        status.message().contains("pontoon-keyspace"),
+        "it says the ways to name one: {}",
+        status.message()
+    );
+
+    let (code, out, err) = pontoon(&cluster, &["keyspace", "list", "--output", "json"]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(out.contains("\"t29\"") && out.contains("\"default\""), "{out}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keyspace_on_one_store_is_served_by_all_and_can_be_deleted() {
+    let mut cluster = Cluster::start(3, &[]);
+    cluster.leader(&[0, 1, 2]).await;
+    let (code, out, err) = pontoon(&cluster, &["keyspace", "create", "solo", "--replicas", "1"]);
+    assert_eq!(code, Some(0), "{out}{err}");
+    for i in 0..3 {
+        let kv = cluster.kv(i).await;
+        let key = format!("k{i}");
+        retry("put through a store without a replica", || {
+            let (mut kv, key) = (kv.clone(), key.clone());
+            async move {
+                let put = PutRequest { key: key.into(), value: "v".into(), ..PutRequest::default() };
+                let mut request = tonic::Request::new(put);
+                request.metadata_mut().insert("pontoon-keyspace", "solo".parse().expect("ASCII"));
+                kv.put(request).await.map_err(|e| e.to_string())
+            }
+        })
+        .await;
+    }
+    let mut kv = cluster.kv(0).await;
+    let range = RangeRequest { key: "k".into(), range_end: "l".into(), ..RangeRequest::default() };
+    let mut request = tonic::Request::new(range);
+    request.metadata_mut().insert("pontoon-keyspace", "solo".parse().expect("ASCII"));
+    assert_eq!(kv.range(request).await.expect("reads").into_inner().count, 3);
+
+    let (code, out, err) = pontoon(&cluster, &["keyspace", "list", "--output", "json"]);
+    assert_eq!(code, Some(0), "{err}");
+    let id = format!("{:016x}", 2);
+    assert!(out.contains(&id), "the first keyspace that was created: {out}");
+    let (code, _, err) = pontoon(&cluster, &["keyspace", "delete", "solo", "--id", "00000000000000ff"]);
+    assert_eq!(code, Some(1), "{err}");
+    let (code, _, err) = pontoon(&cluster, &["keyspace", "delete", "solo", "--id", &id]);
+    assert_eq!(code, Some(0), "{err}");
+    // Also after a restart of everything it stays away.
+    for i in 0..3 {
+        cluster.kill(i);
+    }
+    cluster.restart_all();
+    cluster.leader(&[0, 1, 2]).await;
+    let (_, out, _) = pontoon(&cluster, &["keyspace", "list", "--output", "json"]);
+    assert!(!out.contains("solo") && out.contains("default"), "{out}");
+}

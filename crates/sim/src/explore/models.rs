@@ -1,0 +1,190 @@
+//! The models that are run: the small ones in the tests, all by `pontoon-explore`.
+
+use super::model::{Bounds, Model, Sync};
+
+const NOTHING: Bounds = Model::BASE.bounds;
+
+/// All models, the cheap ones first.
+pub const MODELS: &[Model] = &[
+    Model {
+        name: "two-elections",
+        about: "two replicas stand; disks answer at once; one power cut",
+        bounds: Bounds { timeouts: 2, crashes: 1, ..NOTHING },
+        sync: Sync::AtOnce,
+        log_max: 1,
+        ..Model::BASE
+    },
+    Model {
+        name: "stale-votes",
+        about: "a replica stands twice while another one stands too; answers to its first try are late",
+        bounds: Bounds { timeouts: 3, ..NOTHING },
+        campaigners: &[1, 1, 3],
+        sync: Sync::AtOnce,
+        forget_stale: false,
+        log_max: 1,
+        ..Model::BASE
+    },
+    Model {
+        name: "pre-vote",
+        about: "pre-votes and check-quorum: an election, a second one while the leader sleeps",
+        bounds: Bounds { timeouts: 2, pauses: 1, ..NOTHING },
+        sync: Sync::AtOnce,
+        pre_vote: true,
+        check_quorum: true,
+        log_max: 1,
+        ..Model::BASE
+    },
+    Model {
+        name: "divergent-heartbeat",
+        about: "a follower with an old leader's entry hears heartbeats of the new one",
+        bounds: Bounds { timeouts: 2, heartbeats: 1, ..NOTHING },
+        campaigners: &[3, 1],
+        sync: Sync::AtOnce,
+        log_max: 1,
+        ..Model::BASE
+    },
+    Model {
+        name: "divergent-probe",
+        about: "a follower whose log goes on differently after a common begin is probed by the new leader",
+        bounds: Bounds { timeouts: 2, heartbeats: 1, proposals: 1, ..NOTHING },
+        campaigners: &[3, 1],
+        sync: Sync::AtOnce,
+        log_max: 2,
+        ..Model::BASE
+    },
+    Model {
+        name: "reads",
+        about: "a read while a second leader is elected",
+        bounds: Bounds { timeouts: 2, reads: 1, ..NOTHING },
+        campaigners: &[1, 2],
+        sync: Sync::AtOnce,
+        log_max: 1,
+        ..Model::BASE
+    },
+    Model {
+        name: "joint",
+        about: "three voters become one through a joint configuration, while another one stands",
+        bounds: Bounds { timeouts: 2, changes: 1, ..NOTHING },
+        campaigners: &[1, 2],
+        changes: &[&[-2, -3]],
+        sync: Sync::AtOnce,
+        ..Model::BASE
+    },
+    Model {
+        name: "joint-votes",
+        about: "the leader of a joint change loses power and stands again, against one of the old members",
+        bounds: Bounds { timeouts: 3, changes: 1, crashes: 1, ..NOTHING },
+        campaigners: &[1, 1, 2],
+        changes: &[&[-2, -3]],
+        sync: Sync::AtOnce,
+        log_max: 2,
+        ..Model::BASE
+    },
+    Model {
+        name: "single-steps",
+        about: "a member leaves and another joins, one by one, under two leaders (the bug of 2015)",
+        bounds: Bounds { timeouts: 2, changes: 2, heartbeats: 1, ..NOTHING },
+        campaigners: &[1, 2],
+        changes: &[&[-3], &[4]],
+        spares: 1,
+        sync: Sync::AtOnce,
+        ..Model::BASE
+    },
+    Model {
+        name: "snapshot",
+        about: "a leader compacts while a follower lags; the snapshot comes twice",
+        bounds: Bounds { timeouts: 1, proposals: 2, compactions: 1, duplicates: 1, ..NOTHING },
+        only_snapshots_twice: true,
+        log_max: 3,
+        campaigners: &[1],
+        sync: Sync::AtOnce,
+        ..Model::BASE
+    },
+    Model {
+        name: "transfer",
+        about: "leadership is handed over while another one stands",
+        bounds: Bounds { timeouts: 2, transfers: 1, ..NOTHING },
+        campaigners: &[1, 2],
+        term_max: 3,
+        sync: Sync::AtOnce,
+        log_max: 1,
+        ..Model::BASE
+    },
+    Model {
+        name: "figure-8",
+        about: "two leaders in turn, entries one by one: what old terms left must not be counted (thesis 3.7)",
+        bounds: Bounds { timeouts: 4, ..NOTHING },
+        campaigners: &[1, 3, 1, 3],
+        term_max: 4,
+        log_max: 3,
+        sync: Sync::AtOnce,
+        append_bytes_max: 1,
+        ..Model::BASE
+    },
+    Model {
+        name: "stale-leader",
+        about: "three leaders, the power fails once, and appends of the first are still under way",
+        bounds: Bounds { timeouts: 3, crashes: 1, ..NOTHING },
+        campaigners: &[1, 2, 3],
+        term_max: 3,
+        sync: Sync::AtOnce,
+        ..Model::BASE
+    },
+    Model {
+        name: "late-leader",
+        about: "a leader is elected by late votes, after the next one has committed what the first one wrote",
+        bounds: Bounds { timeouts: 3, ..NOTHING },
+        campaigners: &[1, 2, 1],
+        term_max: 3,
+        sync: Sync::AtOnce,
+        log_max: 2,
+        ..Model::BASE
+    },
+    Model {
+        name: "duplicates",
+        about: "two leaders, a command, messages come twice",
+        bounds: Bounds { timeouts: 2, proposals: 1, duplicates: 1, ..NOTHING },
+        campaigners: &[1, 2],
+        sync: Sync::AtOnce,
+        ..Model::BASE
+    },
+    Model {
+        name: "slow-disks",
+        about: "two leaders, slow disks: several writes in flight, some void",
+        bounds: Bounds { timeouts: 2, ..NOTHING },
+        campaigners: &[1, 3],
+        ..Model::BASE
+    },
+    Model {
+        name: "power-cut",
+        about: "two leaders, slow disks, and what was not synced is lost once",
+        bounds: Bounds { timeouts: 2, crashes: 1, ..NOTHING },
+        campaigners: &[1, 3],
+        ..Model::BASE
+    },
+    Model {
+        name: "void-writes",
+        about: "writes under way are overtaken by the next leader's; power is lost once, a message comes twice",
+        bounds: Bounds { timeouts: 2, crashes: 1, duplicates: 1, ..NOTHING },
+        campaigners: &[1, 3],
+        ..Model::BASE
+    },
+    Model {
+        name: "election",
+        about: "three replicas stand in two terms, with slow disks and a power cut",
+        bounds: Bounds { timeouts: 3, crashes: 1, ..NOTHING },
+        log_max: 1,
+        ..Model::BASE
+    },
+    Model {
+        name: "replication",
+        about: "two leaders, a command, slow disks",
+        bounds: Bounds { timeouts: 2, proposals: 1, ..NOTHING },
+        ..Model::BASE
+    },
+];
+
+/// The model of that name.
+pub fn model(name: &str) -> Option<&'static Model> {
+    MODELS.iter().find(|model| model.name == name)
+}

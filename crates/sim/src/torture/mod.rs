@@ -1,0 +1,53 @@
+//! The torture of a real cluster: three processes on this machine, load over the etcd API, kill -9 and SIGSTOP.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `args` | the command line |
+//! | `cluster` | starts, kills, stops and continues the three stores: Pontoon's, or etcd's for comparison |
+//! | `client` | one connection to one store; which errors mean that nothing happened |
+//! | `workload` | clients that write unique values, read, swap and delete, and write down what they saw |
+//! | `faults` | the seeded schedule of kills and stops |
+//! | `verify` | what must hold at the end: nothing lost, all stores equal, the history linearizable |
+//! | `run` | load, faults and checks in order, and the summary |
+//! | `failover` | how long no write is served after the leader is killed |
+//! | `memory` | how the stores' memory behaves while one follower is stopped |
+//! | `record` | the history as a file |
+//! | `random` | the seeded generator |
+
+mod args;
+mod client;
+mod cluster;
+mod failover;
+mod faults;
+mod memory;
+mod random;
+mod record;
+mod run;
+mod verify;
+mod workload;
+
+pub(crate) use args::{Arguments, Command};
+pub(crate) use cluster::become_child;
+
+/// Does what the command line asks for; whether everything held.
+///
+/// # Errors
+/// If the cluster could not be started or driven, so that nothing can be said.
+pub(crate) async fn main(arguments: Arguments) -> anyhow::Result<bool> {
+    let work = async {
+        match arguments.command {
+            None => run::run(&arguments.run).await,
+            Some(Command::Failover(failover)) => failover::run(&failover).await,
+            Some(Command::Memory(memory)) => memory::run(&memory).await,
+            Some(Command::Check(check)) => record::check_file(&check.file),
+            Some(Command::Child(_)) => anyhow::bail!("a child is not run from here"),
+        }
+    };
+    tokio::select! {
+        outcome = work => outcome,
+        signal = tokio::signal::ctrl_c() => {
+            signal?;
+            anyhow::bail!("interrupted");
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! Durable appends beside the limit of the disk (a zero-filled file, one write and one sync per batch) and beside sled
+//! alone (a key per entry, and a sync of its file), in turn and in the same run; medians over the turns.
+//!
+//! `PONTOON_BENCH_DIR` says where (the temporary directory); a RAM disk proves nothing. An argument chooses cases by a
+//! part of their name: `cargo bench -p pontoon-storage -- idle`.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use pontoon_raft_core::types::*;
+use pontoon_storage::{Batch, GroupWrite, LogStore, Options};
+use tempfile::TempDir;
+
+const PAYLOAD: usize = 256;
+const GROUPS: u64 = 100;
+/// Turns of each engine, and durable appends in each turn.
+const TURNS: usize = 15;
+const APPENDS: usize = 120;
+
+/// How many groups and how many entries for each.
+const CASES: [(&str, u64, u64); 4] = [("1", 1, 1), ("8", 1, 8), ("64", 1, 64), ("100 groups x 1", GROUPS, 1)];
+
+fn directory() -> TempDir {
+    let base = std::env::var_os("PONTOON_BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    tempfile::tempdir_in(base).expect("a directory")
+}
+
+/// What is measured: something that makes a round of entries durable.
+trait Engine {
+    fn prepare(&mut self, groups: u64, entries: u64);
+    fn commit(&mut self);
+}
+
+/// A store with groups whose logs are compacted as they grow.
+struct Log {
+    store: LogStore,
+    next: Vec<u64>,
+    payload: bytes::Bytes,
+    batch: Batch,
+    dir: TempDir,
+}
+
+impl Log {
+    fn open(groups: u64) -> Self {
+        let dir = directory();
+        let (store, _) = LogStore::open(dir.path(), Options::default()).expect("an empty directory");
+        let payload = (0..PAYLOAD).map(|i| (i * 197 % 251) as u8).collect::<Vec<_>>().into();
+        let mut log = Self { store, next: vec![1; groups as usize], payload, batch: Batch::default(), dir };
+        let create = |g| GroupWrite {
+            group: GroupId(g),
+            create: Some(ReplicaId { store: StoreId(1), number: 1 }),
+            hard_state: Some(HardState { term: Term(1), voted_for: None }),
+            ..GroupWrite::default()
+        };
+        log.batch.groups = (0..groups).map(create).collect();
+        log.commit();
+        log
+    }
+
+    /// Goes once around the journal, so that from here on its segments are used again and not made.
+    fn warm_up(&mut self) {
+        let options = Options::default();
+        let bytes = options.segment_bytes * (options.live_segments_max as u64 + 3);
+        let entries = 1024;
+        for _ in 0..bytes / (entries * PAYLOAD as u64) {
+            let mut write = self.write(0, entries);
+            let last =
+                SnapshotMeta { index: LogIndex(self.next[0] - 1), term: Term(1), ..SnapshotMeta::default() };
+            write.compact = Some(last);
+            self.batch.groups = vec![write];
+            self.commit();
+        }
+    }
+
+    fn write(&mut self, group: u64, entries: u64) -> GroupWrite {
+        let first = self.next[group as usize];
+        self.next[group as usize] += entries;
+        let entry = |index| Entry {
+            index: LogIndex(index),
+            term: Term(1),
+            id: EntryId(u128::from(index)),
+            payload: Payload::Command(self.payload.clone()),
+        };
+        let snapshot = SnapshotMeta { index: LogIndex(first - 1), term: Term(1), ..SnapshotMeta::default() };
+        GroupWrite {
+            group: GroupId(group),
+            entries: (first..first + entries).map(entry).collect(),
+            commit: Some(LogIndex(first - 1)),
+            compact: (first % 4096 < entries && first > 4096).then_some(snapshot),
+            ..GroupWrite::default()
+        }
+    }
+}
+
+impl Engine for Log {
+    fn prepare(&mut self, groups: u64, entries: u64) {
+        self.batch.groups = (0..groups).map(|g| self.write(g, entries)).collect();
+    }
+
+    fn commit(&mut self) {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let batch = std::mem::take(&mut self.batch);
+        self.store.submit(batch, Box::new(move |outcome| drop(sender.send(outcome))));
+        receiver.recv().expect("answered").expect("durable");
+    }
+}
+
+/// The limit: a zero-filled file that is written over and synced.
+struct Limit {
+    file: File,
+    at: u64,
+    bytes: Vec<u8>,
+    _dir: TempDir,
+}
+
+const LIMIT_BYTES: u64 = 64 << 20;
+
+impl Limit {
+    fn new() -> Self {
+        let dir = directory();
+        let path = dir.path().join("f");
+        let file = File::options().read(true).write(true).create_new(true).open(path).expect("a file");
+        let zeroes = vec![0; 1 << 20];
+        for at in 0..LIMIT_BYTES >> 20 {
+            file.write_all_at(&zeroes, at << 20).expect("room");
+        }
+        file.sync_all().expect("synced");
+        Self { file, at: 0, bytes: Vec::new(), _dir: dir }
+    }
+}
+
+impl Engine for Limit {
+    fn prepare(&mut self, groups: u64, entries: u64) {
+        self.bytes = vec![7; (groups * entries) as usize * PAYLOAD];
+    }
+
+    fn commit(&mut self) {
+        if self.at + self.bytes.len() as u64 > LIMIT_BYTES {
+            self.at = 0;
+        }
+        self.file.write_all_at(&self.bytes, self.at).expect("written");
+        self.file.sync_data().expect("synced");
+        self.at += self.bytes.len() as u64;
+    }
+}
+
+/// sled as a log: a key per entry; its flush, and then a sync of its file, since the flush is none.
+struct Sled {
+    db: sled::Db,
+    file: File,
+    next: u64,
+    batch: sled::Batch,
+    _dir: TempDir,
+}
+
+impl Sled {
+    fn new() -> Self {
+        let dir = directory();
+        let path = dir.path().join("sled");
+        let db = sled::Config::new().path(&path).cache_capacity(64 << 20).open().expect("an empty directory");
+        let file = File::options().write(true).open(path.join("db")).expect("made by sled");
+        Self { db, file, next: 0, batch: sled::Batch::default(), _dir: dir }
+    }
+}
+
+impl Engine for Sled {
+    fn prepare(&mut self, groups: u64, entries: u64) {
+        self.batch = sled::Batch::default();
+        for _ in 0..entries {
+            self.next += 1;
+            for group in 0..groups {
+                let key = [group.to_be_bytes(), self.next.to_be_bytes()].concat();
+                self.batch.insert(key, vec![7; PAYLOAD]);
+            }
+        }
+    }
+
+    fn commit(&mut self) {
+        self.db.apply_batch(std::mem::take(&mut self.batch)).expect("applied");
+        self.db.flush().expect("flushed");
+        self.file.sync_data().expect("synced");
+    }
+}
+
+/// The time that the threads of this process have had on a processor.
+fn cpu() -> Duration {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("Linux");
+    let nanos = tasks.filter_map(|task| {
+        // A thread may end meanwhile.
+        let stat = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+        stat.split(' ').next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(nanos.sum())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn percentile(times: &[Duration], percent: usize) -> f64 {
+    let mut times = times.to_vec();
+    times.sort_unstable();
+    times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e6
+}
+
+#[derive(Default)]
+struct Measured {
+    turns: Vec<Vec<Duration>>,
+    cpu: Duration,
+}
+
+impl Measured {
+    fn rate(&self, turn: usize, per_append: f64) -> f64 {
+        let times = &self.turns[turn];
+        times.len() as f64 * per_append / times.iter().sum::<Duration>().as_secs_f64()
+    }
+    fn all(&self) -> Vec<Duration> {
+        self.turns.concat()
+    }
+}
+
+/// The three in turn, so that the noise of the machine meets all.
+fn appends(name: &str, groups: u64, entries: u64) {
+    let (mut log, mut limit, mut sled) = (Log::open(groups), Limit::new(), Sled::new());
+    log.warm_up();
+    let mut measured: [Measured; 3] = Default::default();
+    let before = log.store.stats();
+    for turn in 0..TURNS {
+        for n in 0..3 {
+            // Each comes first, second and third as often.
+            let which = (turn + n) % 3;
+            let engine: &mut dyn Engine = [&mut log as &mut dyn Engine, &mut limit, &mut sled][which];
+            let mut times = Vec::with_capacity(APPENDS);
+            let cpu_before = cpu();
+            for _ in 0..APPENDS {
+                engine.prepare(groups, entries);
+                let began = Instant::now();
+                engine.commit();
+                times.push(began.elapsed());
+            }
+            measured[which].cpu += cpu() - cpu_before;
+            measured[which].turns.push(times);
+        }
+    }
+    let stats = log.store.stats();
+    let per_append = (groups * entries) as f64;
+    let total = per_append * (TURNS * APPENDS) as f64;
+    let ratio = |of: &Measured, what: &dyn Fn(&Measured, usize) -> f64| {
+        median((0..TURNS).map(|turn| what(of, turn) / what(&measured[1], turn)).collect())
+    };
+    let rate = |m: &Measured, turn: usize| m.rate(turn, per_append);
+    let p50 = |m: &Measured, turn: usize| percentile(&m.turns[turn], 50);
+    for (m, engine) in measured.iter().zip(["log", "limit", "sled"]) {
+        eprintln!(
+            "{name:>14} {engine:>5}: {:8.0} entries/s ({:3.0}% of the limit), p50 {:4.0} us ({:.2} x), p99 {:5.0} us, cpu {:5.2} us/entry",
+            median((0..TURNS).map(|turn| rate(m, turn)).collect()),
+            100.0 * ratio(m, &rate),
+            median((0..TURNS).map(|turn| p50(m, turn)).collect()),
+            ratio(m, &p50),
+            percentile(&m.all(), 99),
+            m.cpu.as_secs_f64() * 1e6 / total,
+        );
+    }
+    let written =
+        stats.bytes_written - before.bytes_written + stats.checkpoint_bytes - before.checkpoint_bytes;
+    let written = written as f64;
+    eprintln!("{name:>14}   log: {:.2} bytes written per payload byte", written / (total * PAYLOAD as f64));
+}
+
+/// Fills a log with a million entries, opens it again, and drops the first half.
+fn reopen_and_compact() {
+    const ENTRIES: u64 = 1_000_000;
+    let mut log = Log::open(1);
+    let empty = log.store.index_bytes();
+    let began = Instant::now();
+    for _ in 0..ENTRIES / 1000 {
+        log.prepare(1, 1000);
+        log.batch.groups[0].compact = None;
+        log.commit();
+    }
+    let filled = began.elapsed();
+    let index = (log.store.index_bytes() - empty) as f64 / ENTRIES as f64;
+    let stats = log.store.stats();
+    let Log { store, dir, payload, .. } = log;
+    store.close();
+    let mut reopened = Vec::new();
+    for _ in 0..5 {
+        let began = Instant::now();
+        let (store, report) = LogStore::open(dir.path(), Options::default()).expect("it was closed in order");
+        reopened.push(began.elapsed().as_secs_f64());
+        assert_eq!(report.entries, ENTRIES);
+        store.close();
+    }
+    let (store, _) = LogStore::open(dir.path(), Options::default()).expect("it was closed in order");
+    let mut log = Log { store, next: vec![], payload, batch: Batch::default(), dir };
+    let snapshot = SnapshotMeta { index: LogIndex(ENTRIES / 2), term: Term(1), ..SnapshotMeta::default() };
+    log.batch = Batch { groups: vec![GroupWrite { compact: Some(snapshot), ..GroupWrite::default() }] };
+    let began = Instant::now();
+    log.commit();
+    let compacted = began.elapsed();
+    eprintln!(
+        "1,000,000 entries: filled in {filled:.2?} ({} of them moved to sled), opened again in {:.2} s (five times: {reopened:.2?}), 500,000 compacted in {compacted:.2?}, index {index:.1} bytes per entry",
+        stats.checkpoint_entries,
+        median(reopened.clone()),
+    );
+}
+
+/// 10,000 groups with three live entries each beside one busy group; the limit in turn, for the pauses of the disk.
+fn idle_groups() {
+    const IDLE: u64 = 10_000;
+    const BUSY: u64 = 1_000_000;
+    let mut log = Log::open(IDLE + 1);
+    let mut limit = Limit::new();
+    log.prepare(IDLE + 1, 3);
+    log.commit();
+    let options = Options::default();
+    let (mut ours, mut bare, mut segments) = (Vec::new(), Vec::new(), 0);
+    for turn in 0..BUSY / 64 {
+        log.prepare(1, 64);
+        let began = Instant::now();
+        log.commit();
+        ours.push(began.elapsed());
+        segments = segments.max(log.store.stats().live_segments);
+        if turn % 4 == 0 {
+            limit.prepare(1, 64);
+            let began = Instant::now();
+            limit.commit();
+            bare.push(began.elapsed());
+        }
+    }
+    let stats = log.store.stats();
+    let payload = ((IDLE * 3 + BUSY) * PAYLOAD as u64) as f64;
+    let over = |times: &[Duration]| times.iter().filter(|t| t.as_millis() >= 50).count();
+    eprintln!(
+        "10,000 idle groups: {:.2} bytes written per payload byte; {} pauses over 50 ms, the longest {:.1} ms (the limit, a quarter of the appends: {}, {:.1} ms); p50 {:.0} us, p99 {:.0} us; at most {segments} live segments (the bound is {} while a checkpoint is under way); {} checkpoints moved {} entries; index {} bytes per group",
+        (stats.bytes_written + stats.checkpoint_bytes) as f64 / payload,
+        over(&ours),
+        percentile(&ours, 100) / 1e3,
+        over(&bare),
+        percentile(&bare, 100) / 1e3,
+        percentile(&ours, 50),
+        percentile(&ours, 99),
+        options.live_segments_max + 1,
+        stats.checkpoints,
+        stats.checkpoint_entries,
+        log.store.index_bytes() / (IDLE + 1),
+    );
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
+    // `cargo test --benches` only wants to know that it runs.
+    if std::env::args().any(|arg| arg == "--test") {
+        return;
+    }
+    let wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|arg| name.contains(arg.as_str()));
+    for (name, groups, entries) in CASES {
+        if wanted(&format!("append {name}")) {
+            appends(name, groups, entries);
+        }
+    }
+    if wanted("reopen and compact") {
+        reopen_and_compact();
+    }
+    if wanted("idle groups") {
+        idle_groups();
+    }
+}

@@ -1,0 +1,428 @@
+//! The public handle.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use bytes::Bytes;
+use pontoon_raft_core::log_view::{LogReadError, LogView};
+use pontoon_raft_core::types::{Entry, GroupId, LogIndex, ReplicaId, Term};
+
+use crate::batch::{Batch, BatchSeq, GroupState};
+use crate::checkpoint;
+use crate::codec;
+use crate::cold;
+use crate::committer::Committer;
+use crate::config::Options;
+use crate::disk::{Disk, RealDisk};
+use crate::error::{InitializeError, NoteError, OpenError, StoreFailed};
+use crate::header::Header;
+use crate::index::{CLEAN, GroupIndex};
+use crate::journal::record::HEAD_BYTES;
+use crate::lock::Lock;
+use crate::reader;
+use crate::recovery::{self, RecoveryReport};
+use crate::spares;
+use crate::state::{Done, Note, Pending, PendingWrite, Shared};
+use crate::stats::Stats;
+
+/// Notes' keys are at most this long.
+const NOTE_KEY_BYTES_MAX: usize = 256;
+/// Notes' values are at most this long: one value of the cold tier.
+const NOTE_VALUE_BYTES_MAX: usize = cold::VALUE_BYTES_MAX;
+/// A record's body is at most this long, whatever a batch holds.
+const BATCH_BYTES_MAX: usize = 512 << 20;
+
+/// A durable log for many Raft groups. Clones are handles to the same store; when the last one is dropped, the store is
+/// closed in order.
+///
+/// See the crate's documentation for what it promises.
+#[derive(Clone)]
+pub struct LogStore {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    threads: Mutex<Threads>,
+    /// Makes `initialize` one at a time; `None` after closing.
+    _lock: Option<Lock>,
+    initialize: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Threads {
+    writer: Option<JoinHandle<()>>,
+    others: Vec<JoinHandle<()>>,
+}
+
+impl fmt::Debug for LogStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LogStore").field("disk", &self.inner.shared.disk).finish_non_exhaustive()
+    }
+}
+
+impl LogStore {
+    /// Opens the store in directory `dir`, which belongs to this process until the store is closed. A directory that is
+    /// empty or not there becomes a new store.
+    ///
+    /// # Errors
+    /// Another process has the directory, or what is in it does not add up. Nothing can be read or written then: see
+    /// [`OpenError`] for what to do.
+    pub fn open(dir: &Path, options: Options) -> Result<(Self, RecoveryReport), OpenError> {
+        let place = dir.display().to_string();
+        let disk = RealDisk::new(dir).map_err(OpenError::io("open directory", place))?;
+        let lock = Lock::acquire(dir)?;
+        Self::start(Arc::new(disk), options, Some(lock))
+    }
+
+    /// Opens a store on another [`Disk`]; there is no lock. On one that is no directory of the operating system, a simple
+    /// cold tier takes the place of sled. For tests and simulations.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_on(disk: Arc<dyn Disk>, options: Options) -> Result<(Self, RecoveryReport), OpenError> {
+        Self::start(disk, options, None)
+    }
+
+    fn start(
+        disk: Arc<dyn Disk>,
+        options: Options,
+        lock: Option<Lock>,
+    ) -> Result<(Self, RecoveryReport), OpenError> {
+        let recovered = recovery::open(disk, options.bounded())?;
+        let shared = Arc::new(recovered.shared);
+        let spawn = |name: &str, f: Box<dyn FnOnce() + Send>| {
+            thread::Builder::new().name(name.to_owned()).spawn(f).map_err(OpenError::io("start thread", name))
+        };
+        let committer = Committer::new(Arc::clone(&shared), recovered.segment, recovered.offset);
+        let for_spares = Arc::clone(&shared);
+        let next_file = recovered.next_file;
+        let for_checkpoint = Arc::clone(&shared);
+        let writer = spawn("log-writer", Box::new(move || committer.run()))?;
+        let others = vec![
+            spawn("log-spares", Box::new(move || spares::run(&for_spares, next_file)))?,
+            spawn("log-checkpoint", Box::new(move || checkpoint::run(&for_checkpoint)))?,
+        ];
+        let threads = Mutex::new(Threads { writer: Some(writer), others });
+        let inner = Inner { shared, threads, _lock: lock, initialize: Mutex::new(()) };
+        Ok((Self { inner: Arc::new(inner) }, recovered.report))
+    }
+
+    /// Hands a batch to the writer. Never waits for the disk. What the batch says is readable from now on; it is
+    /// durable when `done` is called with `Ok`. `done` runs on the writer's thread, in submit order, and must not block
+    /// there.
+    ///
+    /// The store does not bound what is waiting (see [`Stats::pending_bytes`]): whoever submits bounds its own input.
+    ///
+    /// A batch that breaks a rule of the log (a gap, a term that goes down, a vote that changes, a group that is not
+    /// there) can only come from an error in the program. The store fails then, as it does when the disk fails, and
+    /// says which rule it was.
+    pub fn submit(&self, batch: Batch, done: Done) -> BatchSeq {
+        let size = batch.groups.iter().map(codec::encoded_len_hint).sum::<usize>();
+        let shared = &self.inner.shared;
+        let mut buffer = shared.take_buffer(2 * HEAD_BYTES + 8 + size);
+        buffer.resize(HEAD_BYTES, 0);
+        codec::encode_batch_begin(&mut buffer);
+        let changes: Vec<_> =
+            batch.groups.iter().map(|write| codec::encode_group(&mut buffer, HEAD_BYTES, write)).collect();
+        let mut state = shared.lock();
+        let seq = state.next_seq;
+        let mut broken =
+            (buffer.len() > BATCH_BYTES_MAX).then(|| format!("a batch has {} bytes", buffer.len()));
+        let mut writes = Vec::with_capacity(changes.len());
+        if state.failed.is_none() {
+            for (change, write) in changes.into_iter().zip(batch.groups) {
+                if broken.is_none() {
+                    broken = state.apply(seq, &change, write.entries).err();
+                }
+                writes.push(PendingWrite { group: change.group, first: change.first, slots: change.slots });
+            }
+            if let Some(rule) = &broken {
+                let reason = format!("batch {seq} breaks a rule of the log: {rule}");
+                tracing::error!(reason, "the log store has failed and takes no more writes");
+                state.failed.get_or_insert_with(|| StoreFailed::new(reason));
+            }
+        }
+        state.next_seq += 1;
+        state.pending_bytes += (buffer.len() - HEAD_BYTES) as u64;
+        let closed = state.writer_gone;
+        let pending = Pending { seq, buffer, writes, note: None, done };
+        if closed {
+            // Nobody is left to answer in order.
+            drop(state);
+            (pending.done)(Err(closed_error()));
+        } else {
+            state.queue.push_back(pending);
+            drop(state);
+            shared.work.notify_one();
+        }
+        BatchSeq(seq)
+    }
+
+    /// Reads entries of `range` in order, until their `size_bytes` would pass `bytes_max`; always at least one if the
+    /// range is not empty. Never waits for the writer.
+    ///
+    /// # Errors
+    /// An entry of the range is not there, or cannot be read.
+    pub fn entries(
+        &self,
+        group: GroupId,
+        range: Range<LogIndex>,
+        bytes_max: u64,
+    ) -> Result<Vec<Entry>, LogReadError> {
+        reader::entries(&self.inner.shared, group, range, bytes_max)
+    }
+
+    /// The end (half-open) of the longest run of entries that starts at `range.start`, stays within `range` and the log,
+    /// and holds at most `bytes_max`; at least one entry if there is one. Reads no entry.
+    pub fn extent(&self, group: GroupId, range: Range<LogIndex>, bytes_max: u64) -> LogIndex {
+        self.inner.shared.lock().groups.get(&group).map_or(range.start, |g| g.extent(&range, bytes_max))
+    }
+
+    /// The term of the entry at `index`, or of what the log begins after.
+    pub fn term(&self, group: GroupId, index: LogIndex) -> Option<Term> {
+        self.inner.shared.lock().groups.get(&group)?.term(index)
+    }
+
+    /// The state of a group, as submitted.
+    pub fn group(&self, group: GroupId) -> Option<GroupState> {
+        Some(self.inner.shared.lock().groups.get(&group)?.state())
+    }
+
+    /// The groups that exist, in order.
+    pub fn groups(&self) -> Vec<GroupId> {
+        let mut groups: Vec<_> = self.inner.shared.lock().groups.keys().copied().collect();
+        groups.sort_unstable();
+        groups
+    }
+
+    /// The replica of `group` that was destroyed here last, if the group does not live here again.
+    pub fn tombstone(&self, group: GroupId) -> Option<ReplicaId> {
+        let state = self.inner.shared.lock();
+        if state.groups.contains_key(&group) {
+            return None;
+        }
+        Some(state.tombs.get(&group)?.replica)
+    }
+
+    /// Whether `group` was destroyed here and does not live here again.
+    pub fn is_tombstoned(&self, group: GroupId) -> bool {
+        self.tombstone(group).is_some()
+    }
+
+    /// Whose data this is; `None` until [`initialize`](Self::initialize).
+    pub fn header(&self) -> Option<Header> {
+        self.inner.shared.lock().header.clone()
+    }
+
+    /// Says whose data this is, durably. The name and the addresses of an earlier header are replaced.
+    ///
+    /// # Errors
+    /// The directory belongs to another cluster or store, or cannot be written.
+    pub fn initialize(&self, header: Header) -> Result<(), InitializeError> {
+        let _one_at_a_time = self.inner.initialize.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = &self.inner.shared;
+        let present = {
+            let state = shared.lock();
+            if let Some(failed) = &state.failed {
+                return Err(failed.clone().into());
+            }
+            state.header.clone()
+        };
+        header.check(present.as_ref())?;
+        if present.as_ref() != Some(&header) {
+            header.write(&*shared.disk)?;
+            shared.lock().header = Some(header);
+        }
+        Ok(())
+    }
+
+    /// Keeps a small value under a name, durably. Waits for the disk, so it must not be called from a `done`.
+    ///
+    /// # Errors
+    /// Key or value are too long, or the store has failed.
+    pub fn put_note(&self, key: &str, value: &[u8]) -> Result<(), NoteError> {
+        if key.len() > NOTE_KEY_BYTES_MAX || value.len() > NOTE_VALUE_BYTES_MAX {
+            return Err(NoteError::TooLong {
+                key: key.len(),
+                value: value.len(),
+                key_max: NOTE_KEY_BYTES_MAX,
+                value_max: NOTE_VALUE_BYTES_MAX,
+            });
+        }
+        let mut buffer = Vec::with_capacity(3 * HEAD_BYTES + key.len() + value.len());
+        buffer.resize(HEAD_BYTES, 0);
+        codec::encode_batch_begin(&mut buffer);
+        codec::encode_note(&mut buffer, key, value);
+        let (sender, receiver) = mpsc::channel();
+        let shared = &self.inner.shared;
+        {
+            let mut state = shared.lock();
+            if let Some(failed) = &state.failed {
+                return Err(failed.clone().into());
+            }
+            if state.writer_gone {
+                return Err(closed_error().into());
+            }
+            let note =
+                state.notes.entry(key.to_owned()).or_insert(Note { value: Bytes::new(), dirty: CLEAN });
+            note.value = Bytes::copy_from_slice(value);
+            let seq = state.next_seq;
+            state.next_seq += 1;
+            state.pending_bytes += (buffer.len() - HEAD_BYTES) as u64;
+            let done = Box::new(move |outcome| {
+                let _ = sender.send(outcome); // the receiver waits below
+            });
+            state.queue.push_back(Pending {
+                seq,
+                buffer,
+                writes: Vec::new(),
+                note: Some(key.to_owned()),
+                done,
+            });
+        }
+        shared.work.notify_one();
+        Ok(receiver.recv().unwrap_or_else(|_| Err(closed_error()))?)
+    }
+
+    /// The value kept under a name.
+    pub fn note(&self, key: &str) -> Option<Bytes> {
+        Some(self.inner.shared.lock().notes.get(key)?.value.clone())
+    }
+
+    /// Says that what [`RecoveryReport::doubt`] warned of is settled: every replica here has caught up with a leader
+    /// that was elected without it. Durable when it returns.
+    ///
+    /// # Errors
+    /// The store has failed, or fails now.
+    pub fn settle_doubt(&self) -> Result<(), StoreFailed> {
+        let shared = &self.inner.shared;
+        shared
+            .marker
+            .update(&*shared.disk, |marker| marker.doubt = false)
+            .map_err(|e| shared.fail(&format!("writing MARKER failed: {e}")))
+    }
+
+    /// Whether the last record was torn or damaged at some opening, and this has not been settled.
+    pub fn in_doubt(&self) -> bool {
+        self.inner.shared.marker.get().doubt
+    }
+
+    /// Counters, and how the store is.
+    pub fn stats(&self) -> Stats {
+        let shared = &self.inner.shared;
+        let mut stats = Stats { recovery_seconds: shared.recovery_seconds, ..Stats::default() };
+        shared.counters.fill(&mut stats);
+        stats.sync_pending_micros = shared.round_micros();
+        let state = shared.lock();
+        stats.pending_bytes = state.pending_bytes;
+        stats.cached_bytes = state.cache.bytes.max(0) as u64;
+        stats.groups = state.groups.len() as u64;
+        stats.live_segments = state.segments.len() as u64;
+        stats.spare_segments = state.spares.len() as u64;
+        stats.space_low = state.space_low;
+        stats.failed = state.failed.as_ref().map(|failed| failed.reason.to_string());
+        stats
+    }
+
+    /// What the index takes in memory, in bytes: for each group what is known of it, and where its entries are; without
+    /// the cached entries, see [`Stats::cached_bytes`]. Looks at every group, so it is for reports and not for each
+    /// second.
+    pub fn index_bytes(&self) -> u64 {
+        let state = self.inner.shared.lock();
+        let table = state.groups.capacity() * (size_of::<(GroupId, Box<GroupIndex>)>() + 1) * 8 / 7;
+        let groups = state.groups.values().map(|g| size_of::<GroupIndex>() + g.heap_bytes()).sum::<usize>();
+        (table + groups) as u64
+    }
+
+    /// Whether the disk has so little room that no spare segment could be made: time to refuse proposals.
+    pub fn space_low(&self) -> bool {
+        self.inner.shared.lock().space_low
+    }
+
+    /// Why the store takes no writes any more, if that is so.
+    pub fn failed(&self) -> Option<StoreFailed> {
+        self.inner.shared.lock().failed.clone()
+    }
+
+    /// For how many microseconds the round that is being written has been at it; 0 while none is. Takes no lock.
+    pub fn sync_pending_micros(&self) -> u64 {
+        match self.inner.shared.counters.round_began.load(Relaxed) {
+            0 => 0,
+            _ => self.inner.shared.round_micros(),
+        }
+    }
+
+    /// One group's log, as the core reads it.
+    pub fn reader(&self, group: GroupId) -> GroupLog {
+        GroupLog { store: self.clone(), group }
+    }
+
+    /// Writes what is waiting and closes the store. Later submissions through other handles are refused.
+    pub fn close(self) {
+        self.inner.close();
+    }
+}
+
+fn closed_error() -> StoreFailed {
+    StoreFailed::new("it was closed")
+}
+
+impl Inner {
+    fn close(&self) {
+        let mut threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let Some(writer) = threads.writer.take() else { return };
+        self.shared.lock().stopping = true;
+        self.shared.wake_all();
+        // A `done` that drops the last handle runs on the writer's own thread, which cannot wait for itself. The
+        // journal is whole without an orderly end, too.
+        if writer.thread().id() == thread::current().id() {
+            return;
+        }
+        let mut orderly = writer.join().is_ok();
+        for thread in threads.others {
+            orderly &= thread.join().is_ok();
+        }
+        let (failed, durable) = {
+            let state = self.shared.lock();
+            (state.failed.is_some(), state.durable)
+        };
+        if orderly && !failed {
+            let clean = self.shared.marker.update(&*self.shared.disk, |marker| {
+                marker.reached = durable;
+                marker.clean = true;
+            });
+            if let Err(e) = clean {
+                tracing::warn!(error = %e, "cannot note the orderly end of the log store");
+            }
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// One group's log: what `raft-core` reads through.
+#[derive(Clone, Debug)]
+pub struct GroupLog {
+    store: LogStore,
+    group: GroupId,
+}
+
+impl LogView for GroupLog {
+    fn entries(&self, range: Range<LogIndex>, bytes_max: u64) -> Result<Vec<Entry>, LogReadError> {
+        self.store.entries(self.group, range, bytes_max)
+    }
+
+    fn extent(&self, range: Range<LogIndex>, bytes_max: u64) -> LogIndex {
+        self.store.extent(self.group, range, bytes_max)
+    }
+}

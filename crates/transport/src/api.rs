@@ -1,0 +1,120 @@
+//! What the transport and its host owe each other: the host's side as traits, and what travels besides Raft messages.
+
+use bytes::Bytes;
+use pontoon_raft_core::message::Message;
+use pontoon_raft_core::types::{Entry, EntryId, GroupId, LogIndex, ReplicaId, StoreId, Term};
+
+use crate::error::Refused;
+use crate::receive_budget::ReceivePermit;
+use crate::snapshot_io::SnapshotSink;
+
+/// A command on its way to the store of the group's leader. Whoever waits for it waits on the sending store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelayedProposal {
+    /// The group it is for.
+    pub group: GroupId,
+    /// The term in which the relaying store saw the receiver lead; a receiver that does not lead in exactly this term
+    /// refuses it.
+    pub term: Term,
+    /// Names the command; never [`EntryId::NONE`].
+    pub id: EntryId,
+    /// The command.
+    pub data: Bytes,
+}
+
+/// What became of a [`RelayedProposal`] at the store it was sent to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProposalReply {
+    /// The proposal's group.
+    pub group: GroupId,
+    /// The proposal's id.
+    pub id: EntryId,
+    /// The proposal's term: says which attempt this answers, since a command may be relayed again in a later term.
+    pub term: Term,
+    /// What became of it.
+    pub outcome: ProposalOutcome,
+}
+
+/// How a relayed proposal fared. No reply at all means *unknown*: it may have been appended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProposalOutcome {
+    /// The leader has it in its log; that it commits is not promised.
+    Accepted {
+        /// Where.
+        index: LogIndex,
+        /// The leader's term.
+        term: Term,
+    },
+    /// That store does not lead the group. Nothing was appended: retry is safe.
+    NotLeader {
+        /// Who does, as far as that store knows.
+        leader: Option<ReplicaId>,
+    },
+    /// The leader has too much uncommitted or waiting. Nothing was appended: retry is safe.
+    Overloaded,
+    /// Made by this store's own transport: the proposal never reached the wire. Retry is safe.
+    NotSent,
+    /// The leader's store refuses it for good.
+    Failed {
+        /// In words.
+        reason: String,
+    },
+}
+
+/// What the host does with what arrives. The transport calls it from its own tasks: nothing here may block, wait (the
+/// exception is named) or panic.
+pub trait Inbound: Send + Sync + 'static {
+    /// Messages from replicas on `from` to replicas on this store, checked by the wire gate; in order per lane. Drop
+    /// `permit` when they are processed: until then their bytes count against the store's receive budget.
+    fn receive(&self, from: StoreId, messages: Vec<(GroupId, Message)>, permit: ReceivePermit);
+
+    /// Proposals that `from` relays because it believes that this store leads their groups. Each is to be answered by
+    /// `Transport::send_proposal_reply`.
+    fn proposals(&self, from: StoreId, proposals: Vec<RelayedProposal>);
+
+    /// Answers to relayed proposals. `from` is the store they had been sent to, also for
+    /// [`ProposalOutcome::NotSent`].
+    fn proposal_replies(&self, from: StoreId, replies: Vec<ProposalReply>);
+
+    /// Messages of these groups to `store` were or may have been lost. Each group is named at most once per lane and
+    /// loss epoch; an epoch ends when a new stream opens, or when a queue that had overflowed has been sent whole.
+    fn unreachable(&self, store: StoreId, groups: Vec<GroupId>);
+
+    /// The control lane to `store` broke. `refused`: a dial right afterwards found nobody listening, so the process
+    /// is gone rather than slow. A loss is told at once with `false`, and once more with `true` if that is found out.
+    fn link_down(&self, store: StoreId, refused: bool);
+
+    /// The control lane to `store` is open.
+    fn link_up(&self, store: StoreId);
+
+    /// A snapshot arrives from `from`; `meta` is its `InstallSnapshot`, checked. When the sink has finished, `meta` is
+    /// delivered by [`Inbound::receive`]. Called from a thread that may block.
+    ///
+    /// # Errors
+    /// The snapshot is not wanted, or cannot be taken now.
+    fn snapshot_begin(
+        &self,
+        from: StoreId,
+        group: GroupId,
+        meta: Message,
+    ) -> Result<Box<dyn SnapshotSink>, Refused>;
+
+    /// The snapshot for `replica` of `group` on `to` ended: staged there whole (`ok`), or not.
+    fn snapshot_sent(&self, to: StoreId, group: GroupId, replica: ReplicaId, ok: bool);
+}
+
+/// Where the transport reads the entries that queued appends only describe.
+pub trait EntrySource: Send + Sync + 'static {
+    /// The entries `(prev, last]` of the group's log, in order; fewer from the front if they would pass `bytes_max`
+    /// (the transport asks for the rest in the next frame), but at least one. `None` if the descriptor is stale: an
+    /// entry of the interval is gone, or the one at `last` no longer has `last_term`. Called while a frame is built,
+    /// so it should be answered from memory or the page cache.
+    fn entries(
+        &self,
+        group: GroupId,
+        prev: LogIndex,
+        last: LogIndex,
+        last_term: Term,
+        bytes_max: u64,
+    ) -> Option<Vec<Entry>>;
+}

@@ -1,0 +1,141 @@
+//! How to connect: one fresh socket and gRPC channel per attempt. *When* is the reconnect machine's business.
+
+use std::io;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use pontoon_proto::peer::v1 as pb;
+use pontoon_proto::peer::v1::peer_client::PeerClient;
+use pontoon_raft_core::types::StoreId;
+use tokio::net::TcpStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Status, Streaming};
+
+use crate::batch::FrameStream;
+use crate::io::{KillOnDrop, PeerSocket};
+use crate::status::LinkErrorKind;
+use crate::wire::cut;
+
+/// The version of `peer.proto` that this crate speaks.
+pub(crate) const PROTOCOL_VERSION: u32 = 1;
+
+/// HTTP/2 windows: with the default 64 KiB a frame of 256 KiB takes four round trips.
+pub(crate) const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+/// See [`STREAM_WINDOW_BYTES`].
+pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+
+/// Replies are tiny.
+const REPLY_BYTES_MAX: usize = 64 << 10;
+
+/// An attempt failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    /// Nobody listens there: the process is gone.
+    #[error("connection refused by {address}")]
+    ConnectionRefused { address: String },
+    #[error("cannot connect to {address}: {source}")]
+    Connect { address: String, source: io::Error },
+    #[error("{0:?} is not a host and port")]
+    Address(String),
+    #[error("no HTTP/2 connection: {0}")]
+    Channel(#[from] tonic::transport::Error),
+    #[error("the stream failed: {}", .0.message())]
+    Stream(#[from] Status),
+    #[error("the peer closed the stream before it answered the hello")]
+    NoAnswer,
+    #[error("the peer refused the hello ({refusal}): {reason}")]
+    Refused { refusal: String, reason: String },
+    #[error("reached store {found}, not {expected}")]
+    OtherStore { expected: StoreId, found: StoreId },
+    #[error("no answer within {0:?}")]
+    TimedOut(Duration),
+    #[error("the peer has moved to another address")]
+    Moved,
+}
+
+impl DialError {
+    pub(crate) fn kind(&self) -> LinkErrorKind {
+        match self {
+            Self::ConnectionRefused { .. } => LinkErrorKind::Refused,
+            Self::Connect { .. } | Self::Address(_) => LinkErrorKind::Unreachable,
+            Self::Channel(_) | Self::Stream(_) | Self::NoAnswer => LinkErrorKind::Broken,
+            Self::Refused { .. } | Self::OtherStore { .. } => LinkErrorKind::Rejected,
+            Self::TimedOut(_) => LinkErrorKind::TimedOut,
+            Self::Moved => LinkErrorKind::Replaced,
+        }
+    }
+}
+
+/// An open, greeted stream. Dropping it closes the socket.
+pub(crate) struct Session {
+    pub(crate) replies: Streaming<pb::LaneReply>,
+    pub(crate) name: String,
+    pub(crate) incarnation: u64,
+    _client: PeerClient<Channel>,
+    _kill: KillOnDrop,
+}
+
+/// Opens a connection of its own to `address`.
+///
+/// `keep_alive` is how long a silence is bearable where nothing above watches the connection; lanes have probes.
+pub(crate) async fn connect(
+    address: &str,
+    message_bytes_max: usize,
+    keep_alive: Option<Duration>,
+) -> Result<(PeerClient<Channel>, KillOnDrop), DialError> {
+    let host = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
+    let tcp = TcpStream::connect(host).await.map_err(|source| match source.kind() {
+        io::ErrorKind::ConnectionRefused => DialError::ConnectionRefused { address: address.to_owned() },
+        io::ErrorKind::InvalidInput => DialError::Address(address.to_owned()),
+        _ => DialError::Connect { address: address.to_owned(), source },
+    })?;
+    // A port of this machine that nobody listens on may be given to the dialing socket itself, which then talks to
+    // its own echo and keeps the store that should listen there from starting.
+    if let (Ok(local), Ok(remote)) = (tcp.local_addr(), tcp.peer_addr())
+        && local == remote
+    {
+        return Err(DialError::ConnectionRefused { address: address.to_owned() });
+    }
+    tcp.set_nodelay(true).map_err(|source| DialError::Connect { address: address.to_owned(), source })?;
+    let (socket, kill) = PeerSocket::new(tcp);
+    let mut socket = Some(TokioIo::new(socket));
+    let connector = tower::service_fn(move |_| {
+        // A channel reconnects by itself when it can; this one cannot.
+        let socket = socket.take().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
+        async move { socket }
+    });
+    let mut endpoint = Endpoint::from_shared(format!("http://{host}"))
+        .map_err(|_| DialError::Address(address.to_owned()))?
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+    if let Some(silence) = keep_alive {
+        endpoint = endpoint.http2_keep_alive_interval(silence / 2).keep_alive_timeout(silence / 2);
+    }
+    let channel = endpoint.connect_with_connector(connector).await?;
+    let client = PeerClient::new(channel)
+        .max_decoding_message_size(REPLY_BYTES_MAX)
+        .max_encoding_message_size(message_bytes_max);
+    Ok((client, kill))
+}
+
+/// Opens a lane and waits for the answer to the hello, which `frames` holds.
+pub(crate) async fn open_lane(
+    address: String,
+    expected: StoreId,
+    message_bytes_max: usize,
+    frames: FrameStream,
+) -> Result<Session, DialError> {
+    let (mut client, kill) = connect(&address, message_bytes_max, None).await?;
+    let mut replies = client.lane(frames).await?.into_inner();
+    let ack = replies.message().await?.and_then(|r| r.hello_ack).ok_or(DialError::NoAnswer)?;
+    if ack.refusal() != pb::Refusal::Unspecified || ack.protocol_version != PROTOCOL_VERSION {
+        return Err(DialError::Refused {
+            refusal: ack.refusal().as_str_name().trim_start_matches("REFUSAL_").to_ascii_lowercase(),
+            reason: cut(ack.reason),
+        });
+    }
+    if ack.store != expected.0 {
+        return Err(DialError::OtherStore { expected, found: StoreId(ack.store) });
+    }
+    Ok(Session { replies, name: cut(ack.name), incarnation: ack.incarnation, _client: client, _kill: kill })
+}

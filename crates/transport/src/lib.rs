@@ -1,0 +1,150 @@
+//! Store links: lanes, send queues, batching and receive budgets between two Pontoon stores.
+//!
+//! A [`Transport`] carries the messages of all Raft groups of one store to the other stores and back, over a few gRPC
+//! connections per peer, however many groups there are.
+//!
+//! ```
+//! use std::sync::{Arc, mpsc};
+//!
+//! use pontoon_raft_core::message::{Body, Message};
+//! use pontoon_raft_core::types::{Entry, GroupId, LogIndex, ReplicaId, StoreId, Term};
+//! use pontoon_transport::*;
+//!
+//! /// Hands what arrives to the test.
+//! struct Host(mpsc::Sender<(StoreId, GroupId, Message)>);
+//!
+//! impl Inbound for Host {
+//!     fn receive(&self, from: StoreId, messages: Vec<(GroupId, Message)>, _permit: ReceivePermit) {
+//!         for (group, message) in messages {
+//!             let _ = self.0.send((from, group, message));
+//!         }
+//!     }
+//!     fn proposals(&self, _: StoreId, _: Vec<RelayedProposal>) {}
+//!     fn proposal_replies(&self, _: StoreId, _: Vec<ProposalReply>) {}
+//!     fn unreachable(&self, _: StoreId, _: Vec<GroupId>) {}
+//!     fn link_down(&self, _: StoreId, _refused: bool) {}
+//!     fn link_up(&self, _: StoreId) {}
+//!     fn snapshot_begin(&self, _: StoreId, _: GroupId, _: Message) -> Result<Box<dyn SnapshotSink>, Refused> {
+//!         Err(Refused::UnknownReplica)
+//!     }
+//!     fn snapshot_sent(&self, _: StoreId, _: GroupId, _: ReplicaId, _ok: bool) {}
+//! }
+//!
+//! /// A store without a log.
+//! struct NoEntries;
+//!
+//! impl EntrySource for NoEntries {
+//!     fn entries(&self, _: GroupId, _: LogIndex, _: LogIndex, _: Term, _: u64) -> Option<Vec<Entry>> {
+//!         None
+//!     }
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let runtime = tokio::runtime::Runtime::new()?;
+//! let (heard, hear) = mpsc::channel();
+//! let (cluster, alice, bob) = (7, StoreId(0xa11ce), StoreId(0xb0b));
+//! let mut stores = Vec::new();
+//! for (store, name) in [(alice, "alice"), (bob, "bob")] {
+//!     let config = TransportConfig::new(cluster, store, name);
+//!     let host = Arc::new(Host(heard.clone()));
+//!     let transport = Transport::start(config, host, Arc::new(NoEntries), runtime.handle().clone());
+//!     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))?;
+//!     let address = listener.local_addr()?;
+//!     let service = transport.peer_service();
+//!     runtime.spawn(server_builder().add_service(service).serve_with_incoming(incoming(listener)));
+//!     stores.push((transport, address));
+//! }
+//! let [(to_bob, at_alice), (to_alice, at_bob)] = &stores[..] else { unreachable!() };
+//! // Alice's messages go over connections that she dials; Bob takes them because he knows her.
+//! to_alice.set_peer(alice, at_alice.to_string());
+//! to_bob.set_peer(bob, at_bob.to_string());
+//!
+//! let message = Message {
+//!     from: ReplicaId { store: alice, number: 1 },
+//!     to: ReplicaId { store: bob, number: 1 },
+//!     term: Term(3),
+//!     body: Body::TimeoutNow,
+//! };
+//! // Nothing is promised about a message sent before the link is up, so it is sent until it arrives.
+//! let received = loop {
+//!     to_bob.send(bob, GroupId(42), message.clone());
+//!     if let Ok(received) = hear.recv_timeout(std::time::Duration::from_millis(50)) {
+//!         break received;
+//!     }
+//! };
+//! assert_eq!(received, (alice, GroupId(42), message));
+//! # to_bob.shutdown();
+//! # to_alice.shutdown();
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Promises
+//! - [`Transport::send`] never waits and guarantees nothing. Each message ends as exactly one of *sent*, *cancelled*
+//!   (a stale append) or *reported* ([`Inbound::unreachable`], once per group, lane and loss epoch); a relayed
+//!   proposal that did not reach the wire is answered with [`ProposalOutcome::NotSent`].
+//! - Messages of one lane arrive in order, except that a stream may break.
+//! - Everything is bounded: send queues in messages and bytes, frames, what is received and not processed, snapshots
+//!   at a time, strangers. A peer that is slow, dead, half-open or lying costs no more than its bounds.
+//! - Nothing on the log lane or of a snapshot can delay the control lane: each has its own connection.
+//! - A dead link is found: by its socket, or by a probe on that very connection after an election timer and a second
+//!   of silence, and dropped after the same time again.
+//! - What peers send is checked before the host sees it. Whether a peer is who it says is left to TLS.
+//!
+//! # The way of a message
+//! ```text
+//!  send()          queue per store and lane          frame, built when             socket
+//!  [Transport] --> [SendQueue: descriptors] -- woken --> [FrameStream] -- tonic --> control | log
+//!                   ^ full, down: reported      reads entries from EntrySource         |
+//!  [lane task: reconnect machine, probes, reports] <-- replies: acks, pongs -----------+
+//!                                                                                      v
+//!  [Inbound::receive] <-- receive budget <-- [wire gate] <-- counts checked <-- [acceptor, hello]
+//! ```
+//! A lone message on an idle link wakes the task that writes the stream, and nothing in between.
+//!
+//! # Code map
+//! | file | job |
+//! |---|---|
+//! | `transport.rs` | the handle: peers, sending, status, live settings |
+//! | `api.rs` | what the host implements, what travels besides Raft messages |
+//! | `send_queue.rs` | what waits for one store on one lane, and what was lost |
+//! | `batch.rs` | which waiting messages form the next frame |
+//! | `lane.rs` | one task per lane: when to dial, probe, drop, report |
+//! | `dial.rs`, `io.rs` | how to connect: a fresh channel over a socket that can be killed |
+//! | `acceptor.rs` | the gRPC service: who may speak, which streams are open |
+//! | `receive.rs`, `receive_budget.rs` | reading the streams of peers within a byte budget |
+//! | `wire.rs`, `codec.rs` | protobuf to core types and back, the one gate for foreign data |
+//! | `snapshot_send.rs`, `snapshot_receive.rs`, `snapshot_io.rs` | snapshots on their own connection |
+//!
+//! # What it does not do
+//! It does not know what a message means, retries nothing, and elects nobody. It paces no sender by what the receiver
+//! has admitted (end-to-end flow control is to come). It neither encrypts nor authenticates yet.
+
+mod acceptor;
+mod api;
+mod batch;
+mod codec;
+mod config;
+mod dial;
+mod error;
+mod io;
+mod lane;
+mod log_limit;
+mod receive;
+mod receive_budget;
+mod send_queue;
+pub mod snapshot_io;
+mod snapshot_receive;
+mod snapshot_send;
+mod status;
+mod transport;
+mod wire;
+
+pub use acceptor::{PeerService, incoming, server_builder};
+pub use api::{EntrySource, Inbound, ProposalOutcome, ProposalReply, RelayedProposal};
+pub use config::{Limits, TransportConfig};
+pub use error::{NotQueued, QueueFull, Refused, WireError};
+pub use receive_budget::ReceivePermit;
+pub use snapshot_io::{SNAPSHOT_CHUNK_BYTES_MAX, SnapshotReader, SnapshotSink};
+pub use status::{Direction, Lane, LinkErrorKind, LinkStatus};
+pub use transport::Transport;

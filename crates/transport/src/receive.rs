@@ -1,0 +1,277 @@
+//! Reads the lanes that peers have opened: hello, check, hand over. The stream is always drained; what cannot be
+//! taken in is dropped and counted, never left in the socket, where it would hold up everything behind it.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use pontoon_proto::peer::v1 as pb;
+use pontoon_raft_core::message::{Body, Entries, Message};
+use pontoon_raft_core::types::GroupId;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use crate::acceptor::{Acceptor, Greeted, check_hello};
+use crate::api::{ProposalOutcome, ProposalReply, RelayedProposal};
+use crate::codec::Incoming;
+use crate::dial::PROTOCOL_VERSION;
+use crate::receive_budget::{MESSAGE_CHARGE_BYTES, ReceivePermit};
+use crate::send_queue::Item;
+use crate::status::Lane;
+use crate::transport::Shared;
+use crate::wire::{self, Ends, Frame};
+
+/// For the hello of a new stream.
+const HELLO_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How many replies may wait for a peer that does not read them.
+const REPLIES_MAX: usize = 16;
+
+/// How much is taken off a stream before the peer hears of it: often enough to show life on a slow link, seldom
+/// enough to cost nothing.
+const ACKNOWLEDGE_BYTES: usize = 64 << 10;
+
+/// A stream whose frames break the rules this often is closed: its peer does not speak this protocol.
+const BAD_FRAMES_MAX: u32 = 100;
+
+type Replies = mpsc::Sender<Result<pb::LaneReply, Status>>;
+
+/// Reads `requests` in a task of its own; what is returned are the replies.
+pub(crate) fn start(
+    shared: Arc<Shared>,
+    requests: Streaming<Incoming>,
+) -> ReceiverStream<Result<pb::LaneReply, Status>> {
+    let (replies, stream) = mpsc::channel(REPLIES_MAX);
+    tokio::spawn(async move {
+        let mut requests = requests;
+        if let Some(greeted) = hello(&shared, &mut requests, &replies).await {
+            serve(&shared, greeted, requests, replies).await;
+        }
+    });
+    ReceiverStream::new(stream)
+}
+
+async fn hello(
+    shared: &Arc<Shared>,
+    requests: &mut Streaming<Incoming>,
+    replies: &Replies,
+) -> Option<Greeted> {
+    let stranger = Acceptor::stranger(shared);
+    let first = tokio::select! {
+        biased;
+        () = shared.stop.cancelled() => return None,
+        first = timeout(HELLO_PATIENCE, requests.message()) => first,
+    };
+    let (hello, checked) = match first {
+        Ok(Ok(Some(Incoming { frame: Ok(pb::LaneFrame { hello: Some(hello), .. }), .. }))) => {
+            let checked = if stranger.is_some() {
+                check_hello(shared, &hello, &[Lane::Control, Lane::Log])
+            } else {
+                Err((pb::Refusal::Busy, "too many streams without a hello".to_owned()))
+            };
+            (hello, checked)
+        }
+        Ok(Ok(Some(_))) => {
+            (pb::Hello::default(), Err((pb::Refusal::Malformed, "the first frame is no hello".to_owned())))
+        }
+        // It left, or says nothing: there is nobody to answer.
+        Ok(Ok(None) | Err(_)) | Err(_) => return None,
+    };
+    let (refusal, reason) = match &checked {
+        Ok(_) => (pb::Refusal::Unspecified, String::new()),
+        Err((refusal, reason)) => (*refusal, reason.clone()),
+    };
+    let ack = pb::HelloAck {
+        refusal: refusal.into(),
+        reason,
+        protocol_version: PROTOCOL_VERSION,
+        cluster: shared.config.cluster,
+        store: shared.config.store.0,
+        name: shared.config.name.clone(),
+        features: 0,
+        incarnation: shared.incarnation,
+    };
+    let reply = pb::LaneReply { hello_ack: Some(ack), ..pb::LaneReply::default() };
+    // The channel is new and empty.
+    let _ = replies.try_send(Ok(reply));
+    match checked {
+        Ok(lane) => Acceptor::greet(shared, hello, lane),
+        Err((refusal, reason)) => {
+            if let Some(left_out) = shared.acceptor.refusals.allow() {
+                tracing::warn!(store = %hello.store, name = wire::cut(hello.name), refusal = refusal.as_str_name(),
+                    reason, left_out, "refused a peer");
+            }
+            None
+        }
+    }
+}
+
+async fn serve(
+    shared: &Arc<Shared>,
+    mut greeted: Greeted,
+    mut requests: Streaming<Incoming>,
+    replies: Replies,
+) {
+    let ends = Ends { from: greeted.store, to: shared.config.store };
+    let mut reader = Reader { frames: 1, unacknowledged: 0, pong: None, bad: 0 };
+    let stop = greeted.stop.clone();
+    let mut stopped = pin!(stop.cancelled());
+    let ended = loop {
+        // The dialer probes after its election timer and a second of silence; four times that is no longer alive.
+        let patience = Duration::from_millis(*shared.election_timer.borrow()) * 4 + Duration::from_secs(9);
+        let next = tokio::select! {
+            biased;
+            () = &mut stopped => break "closed here: replaced by a newer stream, or no longer a peer".to_owned(),
+            next = timeout(patience, requests.message()) => next,
+        };
+        match next {
+            Ok(Ok(Some(incoming))) => {
+                if let Err(why) = reader.take(shared, &greeted, ends, incoming) {
+                    break why;
+                }
+                reader.reply(&replies);
+            }
+            Ok(Ok(None)) => break "the peer ended the stream".to_owned(),
+            Ok(Err(status)) => break wire::cut(status.message().to_owned()),
+            Err(_) => break format!("silent for {patience:?}"),
+        }
+    };
+    tracing::debug!(store = %greeted.store, lane = %greeted.lane, why = ended, "inbound stream over");
+    greeted.ended = Some(ended);
+}
+
+struct Reader {
+    /// Taken off the stream, the hello included.
+    frames: u64,
+    /// Bytes since the last reply.
+    unacknowledged: usize,
+    /// A ping that is not answered yet.
+    pong: Option<u64>,
+    bad: u32,
+}
+
+impl Reader {
+    fn take(
+        &mut self,
+        shared: &Arc<Shared>,
+        greeted: &Greeted,
+        ends: Ends,
+        incoming: Incoming,
+    ) -> Result<(), String> {
+        let Incoming { bytes, frame } = incoming;
+        self.frames += 1;
+        self.unacknowledged += bytes;
+        let counters = &greeted.counters;
+        counters.frames.fetch_add(1, Ordering::Relaxed);
+        counters.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        let frame = match frame.and_then(|frame| wire::check(frame, ends, bytes)) {
+            Ok(frame) => frame,
+            Err(error) => {
+                counters.refused_frames.fetch_add(1, Ordering::Relaxed);
+                self.bad += 1;
+                if let Some(left_out) = shared.acceptor.bad_frames.allow() {
+                    tracing::warn!(store = %greeted.store, lane = %greeted.lane, %error, left_out, "refused a frame");
+                }
+                if self.bad >= BAD_FRAMES_MAX {
+                    return Err(format!("closed here: {} bad frames, the last: {error}", self.bad));
+                }
+                return Ok(());
+            }
+        };
+        let messages = frame.messages.len() + frame.proposals.len() + frame.replies.len();
+        counters.messages.fetch_add(messages as u64, Ordering::Relaxed);
+        self.pong = frame.ping.or(self.pong);
+        deliver(shared, greeted, frame);
+        Ok(())
+    }
+
+    fn reply(&mut self, replies: &Replies) {
+        if self.pong.is_none() && self.unacknowledged < ACKNOWLEDGE_BYTES {
+            return;
+        }
+        let reply = pb::LaneReply { hello_ack: None, pong: self.pong, received_frames: self.frames };
+        // A peer that does not read replies gets them later, all in one.
+        if replies.try_send(Ok(reply)).is_ok() {
+            self.pong = None;
+            self.unacknowledged = 0;
+        }
+    }
+}
+
+fn deliver(shared: &Arc<Shared>, greeted: &Greeted, frame: Frame) {
+    let Frame { mut messages, proposals, replies, ping: _ } = frame;
+    if !replies.is_empty() {
+        shared.inbound.proposal_replies(greeted.store, replies);
+    }
+    if !proposals.is_empty() {
+        take_proposals(shared, greeted, proposals);
+    }
+    if messages.is_empty() {
+        return;
+    }
+    let before = messages.len();
+    let permit = admit(shared, greeted, &mut messages);
+    let dropped = before - messages.len();
+    if dropped > 0 {
+        greeted.counters.dropped.fetch_add(dropped as u64, Ordering::Relaxed);
+    }
+    if !messages.is_empty() {
+        shared.inbound.receive(greeted.store, messages, permit);
+    }
+}
+
+/// Hands proposals over, or refuses them while too much waits to be processed. They hold no permit: the host bounds
+/// what it keeps of them.
+fn take_proposals(shared: &Arc<Shared>, greeted: &Greeted, proposals: Vec<RelayedProposal>) {
+    let bytes: u64 = proposals.iter().map(|p| MESSAGE_CHARGE_BYTES + p.data.len() as u64).sum();
+    if shared.budget.has_room(&greeted.share, bytes, false) {
+        shared.inbound.proposals(greeted.store, proposals);
+        return;
+    }
+    greeted.counters.dropped.fetch_add(proposals.len() as u64, Ordering::Relaxed);
+    if let Some(peer) = shared.peer(greeted.store) {
+        let overloaded = |p: RelayedProposal| {
+            Item::Reply(ProposalReply {
+                group: p.group,
+                id: p.id,
+                term: p.term,
+                outcome: ProposalOutcome::Overloaded,
+            })
+        };
+        // If there is no room for the answer, the proposer's deadline is the answer.
+        let _ = peer.control.queue.push(proposals.into_iter().map(overloaded));
+    }
+}
+
+/// Takes room for the messages. Without enough, appends with entries go first: losing them is safe, and their leader
+/// sends them again.
+fn admit(shared: &Arc<Shared>, greeted: &Greeted, messages: &mut Vec<(GroupId, Message)>) -> ReceivePermit {
+    let budget = &shared.budget;
+    let all: u64 = messages.iter().map(|(_, m)| charge_bytes(m)).sum();
+    if budget.has_room(&greeted.share, all, false) {
+        return budget.take(&greeted.share, all);
+    }
+    messages.retain(
+        |(_, m)| !matches!(&m.body, Body::AppendEntries(a) if a.entries != Entries::Inline(Vec::new())),
+    );
+    let rest = MESSAGE_CHARGE_BYTES * messages.len() as u64;
+    if !budget.has_room(&greeted.share, rest, true) {
+        messages.clear();
+        return ReceivePermit::default();
+    }
+    budget.take(&greeted.share, rest)
+}
+
+fn charge_bytes(message: &Message) -> u64 {
+    MESSAGE_CHARGE_BYTES
+        + match &message.body {
+            Body::AppendEntries(append) => match &append.entries {
+                Entries::Inline(entries) => entries.iter().map(|e| e.size_bytes()).sum(),
+                Entries::Interval { .. } => 0,
+            },
+            _ => 0,
+        }
+}

@@ -1,0 +1,433 @@
+//! What waits for one store on one lane: bounded in messages and bytes, shared by all groups; says what it drops.
+//!
+//! Every message that is pushed ends as exactly one of *sent* (given to the stream), *cancelled* (a stale append) or
+//! *reported*: its group is named in [`Events::unreachable`], a relayed proposal in [`Events::not_sent`]. Messages
+//! that were sent and not yet acknowledged when the stream breaks may be lost too, so the groups whose appends are
+//! among them are reported as well.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use pontoon_proto::peer::v1 as pb;
+use pontoon_raft_core::message::{Body, Entries, Message};
+use pontoon_raft_core::types::{EntryId, GroupId, Term};
+use tokio::sync::Notify;
+
+use crate::api::{ProposalReply, RelayedProposal};
+use crate::error::NotQueued;
+
+/// What a message is charged beyond its payload: about what it takes in memory.
+const ITEM_CHARGE_BYTES: usize = 160;
+
+/// Items handed out at a time while a frame is built; the rest of the frame is fetched in further helpings.
+pub(crate) const HELPING: usize = 64;
+
+/// Above this capacity an emptied queue gives its memory back, so that an idle destination holds next to nothing.
+const KEEP_CAPACITY: usize = 64;
+
+/// The limits of every queue of a transport; can change while it runs.
+#[derive(Debug)]
+pub(crate) struct QueueLimits {
+    pub(crate) messages: AtomicUsize,
+    pub(crate) bytes: AtomicUsize,
+}
+
+/// One thing that waits.
+#[derive(Debug)]
+pub(crate) enum Item {
+    Raft(GroupId, Message),
+    Proposal(RelayedProposal),
+    Reply(ProposalReply),
+}
+
+impl Item {
+    fn charge_bytes(&self) -> usize {
+        ITEM_CHARGE_BYTES
+            + match self {
+                Self::Raft(_, message) => match &message.body {
+                    Body::AppendEntries(append) => match &append.entries {
+                        Entries::Interval { .. } => 0,
+                        Entries::Inline(entries) => entries
+                            .iter()
+                            .map(|e| usize::try_from(e.size_bytes()).unwrap_or(usize::MAX))
+                            .sum(),
+                    },
+                    _ => 0,
+                },
+                Self::Proposal(proposal) => proposal.data.len(),
+                Self::Reply(_) => 0,
+            }
+    }
+}
+
+/// What the lane's task must tell the host.
+#[derive(Debug, Default)]
+pub(crate) struct Events {
+    pub(crate) unreachable: Vec<GroupId>,
+    pub(crate) not_sent: Vec<(GroupId, EntryId, Term)>,
+}
+
+/// What goes into the next frame.
+#[derive(Debug)]
+pub(crate) enum Helping {
+    /// The first frame of a stream.
+    Hello(Box<pb::Hello>),
+    /// A ping, items, or both.
+    Items { ping: Option<u64>, items: Vec<Item> },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Between attempts: nothing is taken in.
+    Closed,
+    /// An attempt is being made: messages wait for its end, which comes within its time limit.
+    Opening,
+    /// The stream is greeted.
+    Open,
+    /// The store is no longer a peer.
+    Retired,
+}
+
+#[derive(Debug)]
+struct Inner {
+    phase: Phase,
+    /// Grows with each attempt; a stream of an older epoch gets nothing more.
+    epoch: u64,
+    hello: Option<Box<pb::Hello>>,
+    ping: Option<u64>,
+    items: VecDeque<Item>,
+    /// The charges of `items`.
+    bytes: usize,
+    /// Of the task that builds frames, while there is nothing for it.
+    waker: Option<Waker>,
+    /// Groups already reported in this loss epoch.
+    reported: HashSet<GroupId>,
+    /// Something was refused since the queue was last empty.
+    overflowed: bool,
+    events: Events,
+    /// Frames given to this stream.
+    sent_frames: u64,
+    /// Groups with appends in frames up to `older_until`, and after it; both not known to have arrived.
+    older: HashSet<GroupId>,
+    older_until: u64,
+    newer: HashSet<GroupId>,
+    counters: Counters,
+}
+
+/// Totals since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) messages: u64,
+    pub(crate) frames: u64,
+    pub(crate) bytes: u64,
+    pub(crate) cancelled: u64,
+    pub(crate) dropped: u64,
+}
+
+/// What a finished frame held.
+#[derive(Debug, Default)]
+pub(crate) struct Sent {
+    pub(crate) messages: u64,
+    pub(crate) bytes: u64,
+    pub(crate) cancelled: u64,
+    pub(crate) lost: Vec<GroupId>,
+    pub(crate) appends: Vec<GroupId>,
+}
+
+/// The queue of one lane to one store.
+#[derive(Debug)]
+pub(crate) struct SendQueue {
+    inner: Mutex<Inner>,
+    limits: Arc<QueueLimits>,
+    /// Told when there are [`Events`].
+    notify: Arc<Notify>,
+}
+
+impl SendQueue {
+    pub(crate) fn new(limits: Arc<QueueLimits>, notify: Arc<Notify>) -> Self {
+        Self {
+            inner: Mutex::new(Inner {
+                // The first attempt is about to begin.
+                phase: Phase::Opening,
+                epoch: 0,
+                hello: None,
+                ping: None,
+                items: VecDeque::new(),
+                bytes: 0,
+                waker: None,
+                reported: HashSet::new(),
+                overflowed: false,
+                events: Events::default(),
+                sent_frames: 0,
+                older: HashSet::new(),
+                older_until: 0,
+                newer: HashSet::new(),
+                counters: Counters::default(),
+            }),
+            limits,
+            notify,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing panics while it holds the lock; if it did, the counters might be off by one message.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends a critical section that may have made work: tells the lane's task of events and wakes the stream.
+    fn finish(&self, mut inner: MutexGuard<'_, Inner>) {
+        let events = !inner.events.unreachable.is_empty() || !inner.events.not_sent.is_empty();
+        let work = inner.hello.is_some() || inner.ping.is_some() || !inner.items.is_empty();
+        let over = matches!(inner.phase, Phase::Closed | Phase::Retired);
+        let waker = if over || (work && inner.phase == Phase::Open) { inner.waker.take() } else { None };
+        drop(inner);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        if events {
+            self.notify.notify_one();
+        }
+    }
+
+    /// Adds items in order. Those that find no room, and those pushed while the lane is down, are lost and reported;
+    /// the reason of the last loss is returned. Never waits.
+    pub(crate) fn push(&self, items: impl IntoIterator<Item = Item>) -> Result<(), NotQueued> {
+        let messages_max = self.limits.messages.load(Ordering::Relaxed);
+        let bytes_max = self.limits.bytes.load(Ordering::Relaxed);
+        let mut result = Ok(());
+        let mut inner = self.lock();
+        for item in items {
+            if let Err(why) = inner.admit(&item, messages_max, bytes_max) {
+                inner.overflowed |= inner.phase == Phase::Open;
+                inner.counters.dropped += 1;
+                if let Item::Raft(group, _) = item {
+                    inner.lose(group);
+                }
+                result = Err(why);
+            } else {
+                inner.bytes += item.charge_bytes();
+                inner.items.push_back(item);
+            }
+        }
+        self.finish(inner);
+        result
+    }
+
+    /// Asks for a ping to be sent before anything that waits.
+    pub(crate) fn ping(&self, number: u64) {
+        let mut inner = self.lock();
+        inner.ping = Some(number);
+        self.finish(inner);
+    }
+
+    /// Begins a stream. Until [`Self::opened`] only `hello` is handed out.
+    pub(crate) fn begin(&self, hello: pb::Hello) -> u64 {
+        let mut inner = self.lock();
+        inner.epoch += 1;
+        inner.phase = Phase::Opening;
+        inner.hello = Some(Box::new(hello));
+        inner.ping = None;
+        inner.waker = None;
+        inner.sent_frames = 0;
+        inner.older_until = 0;
+        inner.epoch
+    }
+
+    /// The peer has acknowledged the hello: what waits may go.
+    pub(crate) fn opened(&self) {
+        let mut inner = self.lock();
+        inner.phase = Phase::Open;
+        inner.new_loss_epoch();
+        self.finish(inner);
+    }
+
+    /// The stream or the attempt is over: what waits is dropped and reported, and so is what may have been lost on
+    /// the way.
+    pub(crate) fn close(&self) {
+        self.end(Phase::Closed);
+    }
+
+    /// The store is no longer a peer.
+    pub(crate) fn retire(&self) {
+        self.end(Phase::Retired);
+    }
+
+    fn end(&self, phase: Phase) {
+        let mut inner = self.lock();
+        inner.phase = phase;
+        inner.epoch += 1;
+        inner.hello = None;
+        inner.ping = None;
+        inner.bytes = 0;
+        let items = std::mem::take(&mut inner.items);
+        inner.counters.dropped += items.len() as u64;
+        for item in items {
+            match item {
+                Item::Raft(group, _) => inner.lose(group),
+                Item::Proposal(p) => inner.events.not_sent.push((p.group, p.id, p.term)),
+                // Its proposer waits for the commit or its own deadline, as for any reply lost on the way.
+                Item::Reply(_) => {}
+            }
+        }
+        let underway = std::mem::take(&mut inner.older);
+        let newer = std::mem::take(&mut inner.newer);
+        for group in underway.into_iter().chain(newer) {
+            inner.lose(group);
+        }
+        // The old stream's task must see that it is over.
+        self.finish(inner);
+    }
+
+    /// The peer has taken this many frames off the stream.
+    pub(crate) fn acknowledged(&self, frames: u64) {
+        let mut inner = self.lock();
+        if frames >= inner.older_until {
+            inner.older = std::mem::take(&mut inner.newer);
+            inner.older_until = inner.sent_frames;
+        }
+        if frames >= inner.sent_frames {
+            inner.older = HashSet::new();
+        }
+    }
+
+    /// What the host must be told.
+    pub(crate) fn events(&self) -> Events {
+        std::mem::take(&mut self.lock().events)
+    }
+
+    /// Messages and bytes that wait, and totals.
+    pub(crate) fn status(&self) -> (usize, usize, Counters) {
+        let inner = self.lock();
+        (inner.items.len(), inner.bytes, inner.counters)
+    }
+
+    // ---- The stream's side.
+
+    /// The beginning of the next frame of stream `epoch`; `None` when that stream is over.
+    pub(crate) fn poll_helping(&self, epoch: u64, cx: &Context<'_>) -> Poll<Option<Helping>> {
+        let mut inner = self.lock();
+        if inner.epoch != epoch {
+            return Poll::Ready(None);
+        }
+        if let Some(hello) = inner.hello.take() {
+            inner.sent_frames += 1;
+            return Poll::Ready(Some(Helping::Hello(hello)));
+        }
+        if inner.phase == Phase::Open {
+            let ping = inner.ping.take();
+            let items = inner.help();
+            if ping.is_some() || !items.is_empty() {
+                return Poll::Ready(Some(Helping::Items { ping, items }));
+            }
+        }
+        match &inner.waker {
+            Some(waker) if waker.will_wake(cx.waker()) => {}
+            _ => inner.waker = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    /// More items for the frame that is being built; empty if there are none.
+    pub(crate) fn more(&self, epoch: u64) -> Vec<Item> {
+        let mut inner = self.lock();
+        if inner.epoch == epoch { inner.help() } else { Vec::new() }
+    }
+
+    /// Takes back what the frame had no room for, to be first in the next one, and notes what the frame holds.
+    pub(crate) fn sent(
+        &self,
+        epoch: u64,
+        rest: impl DoubleEndedIterator<Item = Item>,
+        sent: &mut Sent,
+        frame: bool,
+    ) {
+        let mut inner = self.lock();
+        inner.counters.messages += sent.messages;
+        inner.counters.bytes += sent.bytes;
+        inner.counters.cancelled += sent.cancelled;
+        inner.counters.frames += u64::from(frame);
+        inner.sent_frames += u64::from(frame);
+        if inner.epoch == epoch {
+            for item in rest.rev() {
+                inner.bytes += item.charge_bytes();
+                inner.items.push_front(item);
+            }
+            inner.newer.extend(sent.appends.drain(..));
+            for group in sent.lost.drain(..) {
+                inner.counters.dropped += 1;
+                inner.lose(group);
+            }
+        } else {
+            // Closed while the frame was built: nothing of it will arrive.
+            for item in rest {
+                inner.counters.dropped += 1;
+                match item {
+                    Item::Raft(group, _) => inner.lose(group),
+                    Item::Proposal(p) => inner.events.not_sent.push((p.group, p.id, p.term)),
+                    Item::Reply(_) => {}
+                }
+            }
+            for group in sent.appends.drain(..).chain(sent.lost.drain(..)) {
+                inner.lose(group);
+            }
+        }
+        sent.messages = 0;
+        sent.bytes = 0;
+        sent.cancelled = 0;
+        self.finish(inner);
+    }
+}
+
+impl Inner {
+    fn admit(&self, item: &Item, messages_max: usize, bytes_max: usize) -> Result<(), NotQueued> {
+        match self.phase {
+            Phase::Closed => return Err(NotQueued::Down),
+            Phase::Retired => return Err(NotQueued::UnknownStore),
+            Phase::Opening | Phase::Open => {}
+        }
+        if self.items.len() >= messages_max {
+            return Err(NotQueued::Messages { max: messages_max });
+        }
+        let bytes = item.charge_bytes();
+        // A queue that is empty takes one message whatever its size, or it could never be sent at all.
+        if !self.items.is_empty() && self.bytes.saturating_add(bytes) > bytes_max {
+            return Err(NotQueued::Bytes { bytes, max: bytes_max });
+        }
+        Ok(())
+    }
+
+    fn help(&mut self) -> Vec<Item> {
+        let n = self.items.len().min(HELPING);
+        let items: Vec<Item> = self.items.drain(..n).collect();
+        if self.items.is_empty() {
+            self.bytes = 0;
+            if self.items.capacity() > KEEP_CAPACITY {
+                self.items = VecDeque::new();
+            }
+            if self.overflowed {
+                self.new_loss_epoch();
+            }
+        } else {
+            self.bytes -= items.iter().map(Item::charge_bytes).sum::<usize>();
+        }
+        items
+    }
+
+    /// From here on every group may be reported once more. A full queue has to be sent whole, or a stream to be
+    /// opened, between two reports of one group: that is what paces them.
+    fn new_loss_epoch(&mut self) {
+        self.overflowed = false;
+        self.reported = HashSet::new();
+    }
+
+    fn lose(&mut self, group: GroupId) {
+        if self.reported.insert(group) {
+            self.events.unreachable.push(group);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,142 @@
+use std::task::Waker;
+
+use bytes::Bytes;
+use pontoon_raft_core::message::Heartbeat;
+use pontoon_raft_core::types::{LogIndex, ReplicaId, Term};
+
+use super::*;
+
+fn queue(messages: usize, bytes: usize) -> SendQueue {
+    let limits = QueueLimits { messages: messages.into(), bytes: bytes.into() };
+    SendQueue::new(Arc::new(limits), Arc::default())
+}
+
+fn raft(group: u64) -> Item {
+    let body = Body::Heartbeat(Heartbeat { leader_commit: LogIndex(0), round: 0, quiesce: false });
+    let id = ReplicaId::default();
+    Item::Raft(GroupId(group), Message { from: id, to: id, term: Term(1), body })
+}
+
+fn proposal(id: u128, bytes: usize) -> Item {
+    let data = Bytes::from(vec![0; bytes]);
+    Item::Proposal(RelayedProposal { group: GroupId(0), term: Term(1), id: EntryId(id), data })
+}
+
+fn take(queue: &SendQueue, epoch: u64) -> Option<usize> {
+    match queue.poll_helping(epoch, &Context::from_waker(Waker::noop())) {
+        Poll::Ready(Some(Helping::Items { items, .. })) => Some(items.len()),
+        Poll::Ready(Some(Helping::Hello(_))) => Some(0),
+        _ => None,
+    }
+}
+
+fn open(queue: &SendQueue) -> u64 {
+    let epoch = queue.begin(pb::Hello::default());
+    assert_eq!(take(queue, epoch), Some(0), "the hello comes first");
+    assert_eq!(take(queue, epoch), None, "and nothing else before it is answered");
+    queue.opened();
+    epoch
+}
+
+fn groups(queue: &SendQueue) -> Vec<u64> {
+    queue.events().unreachable.into_iter().map(|g| g.0).collect()
+}
+
+#[test]
+fn limits_hold_and_each_loss_is_told_once_per_epoch() {
+    let queue = queue(3, 10_000);
+    let epoch = open(&queue);
+    assert_eq!(queue.push([raft(1), raft(2), raft(3)]), Ok(()));
+    assert_eq!(queue.push([raft(4), raft(4), raft(5)]), Err(NotQueued::Messages { max: 3 }));
+    assert_eq!(groups(&queue), [4, 5]);
+    assert!(queue.push([raft(4)]).is_err());
+    assert!(groups(&queue).is_empty(), "already told");
+    // Sent whole: what is lost from now on is told again.
+    assert_eq!(take(&queue, epoch), Some(3));
+    assert_eq!(queue.push([raft(1), raft(1), raft(1), raft(4)]), Err(NotQueued::Messages { max: 3 }));
+    assert_eq!(groups(&queue), [4]);
+    assert_eq!(take(&queue, epoch), Some(3));
+    // Bytes; but an empty queue takes anything.
+    assert_eq!(queue.push([proposal(1, 20_000)]), Ok(()));
+    assert!(matches!(queue.push([proposal(2, 1)]), Err(NotQueued::Bytes { max: 10_000, .. })));
+    assert!(queue.events().not_sent.is_empty(), "the caller was told by the result");
+    assert_eq!(queue.status().0, 1);
+}
+
+#[test]
+fn a_broken_stream_reports_what_waited_and_what_was_under_way() {
+    let queue = queue(100, 10_000);
+    let epoch = open(&queue);
+    let sent = |group: u64| {
+        let mut sent = Sent { messages: 1, appends: vec![GroupId(group)], ..Sent::default() };
+        queue.sent(epoch, [].into_iter(), &mut sent, true);
+    };
+    // The hello was frame 1.
+    sent(1);
+    queue.acknowledged(2);
+    sent(2);
+    sent(3);
+    queue.push([raft(4), proposal(9, 10), raft(4), raft(2)]).unwrap();
+    queue.close();
+    let events = queue.events();
+    let mut groups: Vec<u64> = events.unreachable.iter().map(|g| g.0).collect();
+    groups.sort_unstable();
+    assert_eq!(groups, [2, 3, 4], "1 has arrived");
+    assert_eq!(events.not_sent, [(GroupId(0), EntryId(9), Term(1))]);
+    assert_eq!((queue.status().0, queue.status().1), (0, 0));
+    assert!(matches!(queue.poll_helping(epoch, &Context::from_waker(Waker::noop())), Poll::Ready(None)));
+    // Down: nothing is taken in, and nobody is told twice.
+    assert_eq!(queue.push([raft(4), raft(5)]), Err(NotQueued::Down));
+    assert_eq!(self::groups(&queue), [5]);
+    // While the next attempt is made, messages wait for it.
+    let epoch = queue.begin(pb::Hello::default());
+    assert_eq!(queue.push([raft(6)]), Ok(()));
+    assert_eq!(take(&queue, epoch), Some(0));
+    queue.opened();
+    assert_eq!(take(&queue, epoch), Some(1));
+    queue.retire();
+    assert_eq!(queue.push([raft(7)]), Err(NotQueued::UnknownStore));
+}
+
+#[test]
+fn acknowledged_frames_are_forgotten_within_two_steps() {
+    let queue = queue(100, 10_000);
+    let epoch = open(&queue);
+    for group in 0..1000u64 {
+        let mut sent = Sent { messages: 1, appends: vec![GroupId(group)], ..Sent::default() };
+        queue.sent(epoch, [].into_iter(), &mut sent, true);
+        if group % 10 == 9 {
+            // The peer is always five frames behind; the hello counts.
+            queue.acknowledged(group + 2 - 5);
+        }
+    }
+    queue.close();
+    let reported = queue.events().unreachable.len();
+    assert!((5..=25).contains(&reported), "{reported}");
+}
+
+#[test]
+fn what_does_not_fit_a_frame_is_first_in_the_next() {
+    let queue = queue(100, 10_000);
+    let epoch = open(&queue);
+    queue.push([raft(1), raft(2), raft(3)]).unwrap();
+    let Poll::Ready(Some(Helping::Items { items, .. })) =
+        queue.poll_helping(epoch, &Context::from_waker(Waker::noop()))
+    else {
+        panic!("three items wait");
+    };
+    let charge = queue.status().1;
+    assert_eq!(charge, 0);
+    queue.push([raft(4)]).unwrap();
+    queue.sent(epoch, items.into_iter().skip(1), &mut Sent::default(), true);
+    let order: Vec<u64> = queue
+        .more(epoch)
+        .iter()
+        .map(|item| match item {
+            Item::Raft(group, _) => group.0,
+            _ => 0,
+        })
+        .collect();
+    assert_eq!(order, [2, 3, 4]);
+    assert_eq!((queue.status().0, queue.status().1), (0, 0));
+}

@@ -1,0 +1,291 @@
+//! The handle. Its promise: `send` never waits and guarantees nothing; what is known to be lost is told.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use pontoon_proto::peer::v1 as pb;
+use pontoon_raft_core::message::{Body, Entries, Message};
+use pontoon_raft_core::types::{GroupId, StoreId};
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::acceptor::{Acceptor, PeerService};
+use crate::api::{EntrySource, Inbound, ProposalReply, RelayedProposal};
+use crate::config::TransportConfig;
+use crate::dial::PROTOCOL_VERSION;
+use crate::error::{NotQueued, QueueFull};
+use crate::lane::{self, OutboundLane};
+use crate::log_limit::LogLimit;
+use crate::receive_budget::ReceiveBudget;
+use crate::send_queue::{Item, QueueLimits};
+use crate::snapshot_io::SnapshotReader;
+use crate::snapshot_send;
+use crate::status::{Lane, LinkStatus};
+
+/// What a frame holds beyond its largest message.
+pub(crate) const FRAME_SLACK_BYTES: usize = 64 << 10;
+
+/// All connections of this store to the others, shared by all groups. Cheap to clone.
+#[derive(Clone)]
+pub struct Transport {
+    shared: Arc<Shared>,
+}
+
+impl fmt::Debug for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transport").field("store", &self.shared.config.store).finish_non_exhaustive()
+    }
+}
+
+/// What all tasks of a transport share.
+pub(crate) struct Shared {
+    pub(crate) config: TransportConfig,
+    pub(crate) inbound: Arc<dyn Inbound>,
+    pub(crate) entries: Arc<dyn EntrySource>,
+    pub(crate) handle: Handle,
+    /// Random for each process start.
+    pub(crate) incarnation: u64,
+    pub(crate) queue_limits: Arc<QueueLimits>,
+    pub(crate) budget: Arc<ReceiveBudget>,
+    pub(crate) election_timer: watch::Sender<u64>,
+    pub(crate) acceptor: Acceptor,
+    pub(crate) snapshot_sends: Arc<Semaphore>,
+    /// One snapshot is received at a time.
+    pub(crate) snapshot_receive: Arc<Semaphore>,
+    pub(crate) stop: CancellationToken,
+    peers: RwLock<HashMap<StoreId, Arc<Peer>>>,
+    misdirected: LogLimit,
+}
+
+/// One store we send to.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) control: Arc<OutboundLane>,
+    pub(crate) log: Arc<OutboundLane>,
+    /// One snapshot is sent to it at a time.
+    pub(crate) snapshot_send: Arc<Semaphore>,
+    pub(crate) address: RwLock<String>,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Shared {
+    pub(crate) fn hello(&self, to: StoreId, lane: Lane) -> pb::Hello {
+        let lane = match lane {
+            Lane::Control => pb::LaneKind::Control,
+            Lane::Log => pb::LaneKind::Log,
+            Lane::Snapshot => pb::LaneKind::Snapshot,
+        };
+        pb::Hello {
+            protocol_version: PROTOCOL_VERSION,
+            cluster: self.config.cluster,
+            store: self.config.store.0,
+            to_store: to.0,
+            name: self.config.name.clone(),
+            lane: lane.into(),
+            features: 0,
+            incarnation: self.incarnation,
+            advertise: self.config.advertise.clone(),
+        }
+    }
+
+    pub(crate) fn peer(&self, store: StoreId) -> Option<Arc<Peer>> {
+        self.peers.read().unwrap_or_else(PoisonError::into_inner).get(&store).cloned()
+    }
+}
+
+impl Transport {
+    /// Starts without peers; nothing is dialed before [`Self::set_peer`]. Tasks run on `runtime` until
+    /// [`Self::shutdown`].
+    pub fn start(
+        config: TransportConfig,
+        inbound: Arc<dyn Inbound>,
+        entries: Arc<dyn EntrySource>,
+        runtime: Handle,
+    ) -> Self {
+        let limits = &config.limits;
+        let shared = Shared {
+            incarnation: RandomState::new().hash_one(config.store.0),
+            queue_limits: Arc::new(QueueLimits {
+                messages: AtomicUsize::new(limits.queue_messages_max),
+                bytes: AtomicUsize::new(limits.queue_bytes_max),
+            }),
+            budget: Arc::new(ReceiveBudget::new(limits.receive_bytes_max)),
+            election_timer: watch::Sender::new(config.election_timer_ms),
+            acceptor: Acceptor::default(),
+            snapshot_sends: Arc::new(Semaphore::new(limits.snapshot_sends_max)),
+            snapshot_receive: Arc::new(Semaphore::new(1)),
+            stop: CancellationToken::new(),
+            peers: RwLock::default(),
+            misdirected: LogLimit::default(),
+            handle: runtime,
+            inbound,
+            entries,
+            config,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Makes `store` a peer and dials it, or moves it to another address: `host:port`. Peers that are not set are
+    /// refused when they dial. Without effect for this store itself.
+    pub fn set_peer(&self, store: StoreId, address: impl Into<String>) {
+        let address = address.into();
+        if store == self.shared.config.store || self.shared.stop.is_cancelled() {
+            return;
+        }
+        let mut peers = self.shared.peers.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(peer) = peers.get(&store) {
+            let mut known = peer.address.write().unwrap_or_else(PoisonError::into_inner);
+            if *known != address {
+                known.clone_from(&address);
+                peer.control.set_address(address.clone());
+                peer.log.set_address(address);
+            }
+            return;
+        }
+        let lane = |lane| Arc::new(OutboundLane::new(&self.shared, store, lane, address.clone()));
+        let peer = Arc::new(Peer {
+            control: lane(Lane::Control),
+            log: lane(Lane::Log),
+            snapshot_send: Arc::new(Semaphore::new(1)),
+            address: RwLock::new(address.clone()),
+            stop: self.shared.stop.child_token(),
+        });
+        for lane in [&peer.control, &peer.log] {
+            self.shared.handle.spawn(lane::run(
+                Arc::clone(&self.shared),
+                Arc::clone(lane),
+                peer.stop.clone(),
+            ));
+        }
+        peers.insert(store, peer);
+    }
+
+    /// Closes the link to `store` and refuses its dials from now on.
+    pub fn remove_peer(&self, store: StoreId) {
+        let peer = self.shared.peers.write().unwrap_or_else(PoisonError::into_inner).remove(&store);
+        if let Some(peer) = peer {
+            peer.stop.cancel();
+        }
+        self.shared.acceptor.close(store);
+    }
+
+    /// Sends a message of `group`: appends with entries on the log lane, all else on the control lane. Never waits.
+    /// A message to a store that is no peer is thrown away.
+    pub fn send(&self, to: StoreId, group: GroupId, message: Message) {
+        self.send_all(to, [(group, message)]);
+    }
+
+    /// Sends several messages to one store, in order per lane: cheaper than one by one, and they share frames.
+    pub fn send_all(&self, to: StoreId, messages: impl IntoIterator<Item = (GroupId, Message)>) {
+        let (mut control, mut log) = (Vec::new(), Vec::new());
+        for (group, message) in messages {
+            if message.to.store != to || message.from.store != self.shared.config.store {
+                if let Some(left_out) = self.shared.misdirected.allow() {
+                    tracing::error!(%group, %to, from = %message.from, addressed = %message.to, left_out,
+                        "a message that is not from this store to that one was thrown away");
+                }
+                continue;
+            }
+            if carries_entries(&message) { &mut log } else { &mut control }.push(Item::Raft(group, message));
+        }
+        let Some(peer) = self.shared.peer(to) else { return };
+        // What is refused is reported through `Inbound::unreachable`.
+        if !control.is_empty() {
+            let _ = peer.control.queue.push(control);
+        }
+        if !log.is_empty() {
+            let _ = peer.log.queue.push(log);
+        }
+    }
+
+    /// Relays a proposal on the log lane.
+    ///
+    /// # Errors
+    /// It was not queued, and is safe to try again. If it is queued and cannot be sent, the answer
+    /// [`ProposalOutcome::NotSent`](crate::ProposalOutcome::NotSent) comes instead.
+    pub fn send_proposal(&self, to: StoreId, proposal: RelayedProposal) -> Result<(), QueueFull> {
+        let max = self.shared.config.limits.message_bytes_max.saturating_sub(FRAME_SLACK_BYTES);
+        let bytes = proposal.data.len();
+        if bytes > max {
+            return Err(QueueFull { to, why: NotQueued::TooLarge { bytes, max } });
+        }
+        let peer = self.shared.peer(to).ok_or(QueueFull { to, why: NotQueued::UnknownStore })?;
+        peer.log.queue.push([Item::Proposal(proposal)]).map_err(|why| QueueFull { to, why })
+    }
+
+    /// Answers a relayed proposal on the control lane. If the answer is lost, the proposer finds out by commit or
+    /// deadline.
+    pub fn send_proposal_reply(&self, to: StoreId, reply: ProposalReply) {
+        if let Some(peer) = self.shared.peer(to) {
+            let _ = peer.control.queue.push([Item::Reply(reply)]);
+        }
+    }
+
+    /// Streams a snapshot on a connection of its own. However it ends, [`Inbound::snapshot_sent`] says so once.
+    /// `message` is the `InstallSnapshot` that the receiver gets when the image is staged. One snapshot at a time
+    /// goes to each store; another one is refused, and so told as not sent.
+    pub fn send_snapshot(
+        &self,
+        to: StoreId,
+        group: GroupId,
+        message: Message,
+        reader: Box<dyn SnapshotReader>,
+    ) {
+        let shared = Arc::clone(&self.shared);
+        self.shared.handle.spawn(snapshot_send::run(shared, to, group, message, reader));
+    }
+
+    /// The gRPC service for the peer listener. Serve it with [`server_builder`](crate::server_builder) and
+    /// [`incoming`](crate::incoming), which set what the links need.
+    #[must_use]
+    pub fn peer_service(&self) -> PeerService {
+        PeerService::new(Arc::clone(&self.shared))
+    }
+
+    /// All lanes, outbound and inbound, ordered by store.
+    #[must_use]
+    pub fn links(&self) -> Vec<LinkStatus> {
+        let mut links: Vec<LinkStatus> = {
+            let peers = self.shared.peers.read().unwrap_or_else(PoisonError::into_inner);
+            peers.values().flat_map(|p| [p.control.status(), p.log.status()]).collect()
+        };
+        links.extend(self.shared.acceptor.statuses());
+        links.sort_by_key(|l| (l.store, l.direction, l.lane));
+        links
+    }
+
+    /// Bytes received and not yet processed, of all peers.
+    #[must_use]
+    pub fn received_bytes_waiting(&self) -> u64 {
+        self.shared.budget.used()
+    }
+
+    /// Derives the probe interval of all links anew.
+    pub fn set_election_timer(&self, millis: u64) {
+        self.shared.election_timer.send_if_modified(|t| std::mem::replace(t, millis) != millis);
+    }
+
+    /// Changes the limits of every send queue: messages, and bytes. What is queued already stays.
+    pub fn set_backlog_threshold(&self, messages: usize, bytes: usize) {
+        self.shared.queue_limits.messages.store(messages.max(1), Ordering::Relaxed);
+        self.shared.queue_limits.bytes.store(bytes.max(1), Ordering::Relaxed);
+    }
+
+    /// Ends all tasks and streams, so that a server that serves [`Self::peer_service`] can end too. What is queued
+    /// is dropped and reported. Final.
+    pub fn shutdown(&self) {
+        self.shared.stop.cancel();
+    }
+}
+
+fn carries_entries(message: &Message) -> bool {
+    let Body::AppendEntries(append) = &message.body else { return false };
+    match &append.entries {
+        Entries::Interval { last, .. } => *last > append.prev_log_index,
+        Entries::Inline(entries) => !entries.is_empty(),
+    }
+}

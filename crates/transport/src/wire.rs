@@ -1,0 +1,408 @@
+//! Protobuf to core types and back: the one gate where foreign data is checked.
+//!
+//! Outwards everything is taken as it is. Inwards nothing is believed: counts are checked before anything is decoded
+//! (`scan`), numbers are capped so that the core's arithmetic cannot overflow, entries must follow each other with
+//! terms that do not fall, and the stores of a message are those of the hello, because the wire has no place to claim
+//! others. A frame that breaks a rule is refused as a whole.
+
+mod scan;
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use pontoon_proto::peer::v1 as pb;
+use pontoon_raft_core::message::{
+    AppendEntries, AppendReply, Body, Entries, Heartbeat, Message, VoteRequest,
+};
+use pontoon_raft_core::types::{
+    Configuration, Entry, EntryId, GroupId, LogIndex, Payload, ReplicaId, SnapshotMeta, StoreId, Term,
+};
+use prost::Message as _;
+
+use crate::api::{ProposalOutcome, ProposalReply, RelayedProposal};
+use crate::error::WireError;
+
+/// No honest index, term or round gets there (a million a second for 146,000 years), and sums stay below `u64::MAX`.
+pub(crate) const NUMBER_MAX: u64 = 1 << 62;
+/// Members of one configuration, all lists together.
+const MEMBERS_MAX: usize = 1024;
+/// An hour; the longest election timer anybody can set is ten minutes.
+const ELECTION_TIMER_MS_MAX: u64 = 3_600_000;
+/// Words from a peer that end in our log.
+pub(crate) const WORDS_BYTES_MAX: usize = 512;
+
+/// Who speaks and who listens on a stream, proven by the hello.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ends {
+    pub(crate) from: StoreId,
+    pub(crate) to: StoreId,
+}
+
+/// A frame after the hello, checked.
+#[derive(Debug, Default)]
+pub(crate) struct Frame {
+    pub(crate) ping: Option<u64>,
+    pub(crate) messages: Vec<(GroupId, Message)>,
+    pub(crate) proposals: Vec<RelayedProposal>,
+    pub(crate) replies: Vec<ProposalReply>,
+}
+
+// ---- Outwards.
+
+/// Encodes a message for the wire. `entries` are those of its append, already read.
+pub(crate) fn message_to_wire(group: GroupId, message: Message, entries: Vec<Entry>) -> pb::RaftMessage {
+    use pb::raft_message::Body as Wire;
+    let body = match message.body {
+        Body::PreVote(v) => Wire::PreVote(vote_to_wire(v)),
+        Body::PreVoteReply { granted } => Wire::PreVoteReply(granted),
+        Body::RequestVote(v) => Wire::RequestVote(vote_to_wire(v)),
+        Body::RequestVoteReply { granted } => Wire::RequestVoteReply(granted),
+        Body::AppendEntries(a) => Wire::Append(pb::AppendEntries {
+            prev_log_index: a.prev_log_index.0,
+            prev_log_term: a.prev_log_term.0,
+            leader_commit: a.leader_commit.0,
+            entries: entries.into_iter().map(entry_to_wire).collect(),
+        }),
+        Body::AppendReply(AppendReply::Accepted { match_index }) => {
+            Wire::AppendAccepted(pb::AppendAccepted { match_index: match_index.0 })
+        }
+        Body::AppendReply(AppendReply::Rejected { prev_log_index, hint_index, hint_term }) => {
+            Wire::AppendRejected(pb::AppendRejected {
+                prev_log_index: prev_log_index.0,
+                hint_index: hint_index.0,
+                hint_term: hint_term.0,
+            })
+        }
+        Body::Heartbeat(h) => Wire::Heartbeat(pb::Heartbeat {
+            leader_commit: h.leader_commit.0,
+            round: h.round,
+            quiesce: h.quiesce,
+        }),
+        Body::HeartbeatReply { round } => Wire::HeartbeatReply(round),
+        Body::InstallSnapshot(meta) => Wire::InstallSnapshot(pb::SnapshotMeta {
+            index: meta.index.0,
+            term: meta.term.0,
+            configuration: Some(configuration_to_wire(&meta.configuration)),
+            election_timer: meta.election_timer_ms,
+        }),
+        Body::TimeoutNow => Wire::TimeoutNow(true),
+        Body::ReadIndex { context } => Wire::ReadIndex(context),
+        Body::ReadIndexReply { context, index } => {
+            Wire::ReadIndexReply(pb::ReadIndexReply { context, index: index.map(|i| i.0) })
+        }
+    };
+    pb::RaftMessage {
+        group: group.0,
+        from_number: message.from.number,
+        to_number: message.to.number,
+        term: message.term.0,
+        body: Some(body),
+    }
+}
+
+fn vote_to_wire(v: VoteRequest) -> pb::VoteRequest {
+    pb::VoteRequest {
+        last_log_index: v.last_log_index.0,
+        last_log_term: v.last_log_term.0,
+        leadership_transfer: v.leadership_transfer,
+    }
+}
+
+fn entry_to_wire(entry: Entry) -> pb::Entry {
+    use pb::entry::Payload as Wire;
+    let (id_high, id_low) = id_to_wire(entry.id);
+    let payload = match entry.payload {
+        Payload::Noop => Wire::Noop(true),
+        Payload::Command(data) => Wire::Command(data),
+        Payload::Configuration(c) => Wire::Configuration(configuration_to_wire(&c)),
+        Payload::ElectionTimer { millis } => Wire::ElectionTimer(millis),
+    };
+    pb::Entry { term: entry.term.0, id_high, id_low, payload: Some(payload) }
+}
+
+fn configuration_to_wire(c: &Configuration) -> pb::Configuration {
+    let list = |set: &BTreeSet<ReplicaId>| set.iter().flat_map(|r| [r.store.0, r.number]).collect();
+    pb::Configuration {
+        voters: list(&c.voters),
+        outgoing_voters: list(&c.outgoing_voters),
+        learners: list(&c.learners),
+        next_learners: list(&c.next_learners),
+        auto_leave: c.auto_leave,
+    }
+}
+
+pub(crate) fn proposal_to_wire(p: RelayedProposal) -> pb::RelayedProposal {
+    let (id_high, id_low) = id_to_wire(p.id);
+    pb::RelayedProposal { group: p.group.0, id_high, id_low, data: p.data, term: p.term.0 }
+}
+
+pub(crate) fn reply_to_wire(r: ProposalReply) -> pb::ProposalReply {
+    use pb::proposal_reply::Outcome as Wire;
+    let (id_high, id_low) = id_to_wire(r.id);
+    let outcome = match r.outcome {
+        ProposalOutcome::Accepted { index, term } => {
+            Wire::Accepted(pb::LogPosition { index: index.0, term: term.0 })
+        }
+        ProposalOutcome::NotLeader { leader } => {
+            let leader = leader.unwrap_or_default();
+            Wire::NotLeader(pb::NotLeader { store: leader.store.0, number: leader.number })
+        }
+        // "Not sent" is a store's word to itself; for others it means the same as "overloaded": safe to try again.
+        ProposalOutcome::Overloaded | ProposalOutcome::NotSent => Wire::Overloaded(true),
+        ProposalOutcome::Failed { reason } => Wire::Failed(cut(reason)),
+    };
+    pb::ProposalReply { group: r.group.0, id_high, id_low, outcome: Some(outcome), term: r.term.0 }
+}
+
+fn id_to_wire(id: EntryId) -> (u64, u64) {
+    // Truncation is the point: the two halves.
+    #[allow(clippy::cast_possible_truncation)]
+    ((id.0 >> 64) as u64, id.0 as u64)
+}
+
+/// Shortens words to what a peer takes.
+pub(crate) fn cut(mut words: String) -> String {
+    let mut end = words.len().min(WORDS_BYTES_MAX);
+    while !words.is_char_boundary(end) {
+        end -= 1;
+    }
+    words.truncate(end);
+    words
+}
+
+// ---- Inwards.
+
+/// Decodes a frame's bytes into the generated types, within the limits of [`scan`].
+pub(crate) fn decode(encoded: Bytes) -> Result<pb::LaneFrame, WireError> {
+    scan::frame(&encoded)?;
+    pb::LaneFrame::decode(encoded).map_err(|e| WireError::Malformed { reason: e.to_string() })
+}
+
+/// Checks a decoded frame of `bytes` encoded bytes.
+pub(crate) fn check(frame: pb::LaneFrame, ends: Ends, bytes: usize) -> Result<Frame, WireError> {
+    if frame.hello.is_some() {
+        return Err(WireError::Malformed { reason: "a second hello".to_owned() });
+    }
+    let keep = Keep { frame_bytes: bytes };
+    // Collecting into a `Result` would not reserve. The lists exist, so their lengths are real.
+    let mut messages = Vec::with_capacity(frame.messages.len());
+    for message in frame.messages {
+        messages.push(message_from_wire(message, ends, keep)?);
+    }
+    let proposals = frame.proposals.into_iter().map(|p| proposal_from_wire(p, keep));
+    let replies = frame.proposal_replies.into_iter().map(reply_from_wire);
+    Ok(Frame {
+        ping: frame.ping,
+        messages,
+        proposals: proposals.collect::<Result<_, _>>()?,
+        replies: replies.collect::<Result<_, _>>()?,
+    })
+}
+
+/// Decides whether a received command may stay a slice of its frame.
+///
+/// A slice pins the whole buffer it was received in, and a group's last entry may be kept for days. So only what
+/// makes up a good part of its frame stays in place; small commands move to memory of their own.
+#[derive(Clone, Copy)]
+struct Keep {
+    frame_bytes: usize,
+}
+
+impl Keep {
+    fn data(self, data: Bytes) -> Bytes {
+        if data.len() >= 4096 && data.len() >= self.frame_bytes / 4 {
+            data
+        } else {
+            Bytes::copy_from_slice(&data)
+        }
+    }
+}
+
+/// Checks a snapshot's message, which must be an `InstallSnapshot`.
+pub(crate) fn install_snapshot(
+    message: pb::RaftMessage,
+    ends: Ends,
+) -> Result<(GroupId, Message), WireError> {
+    let (group, message) = message_from_wire(message, ends, Keep { frame_bytes: 0 })?;
+    match message.body {
+        Body::InstallSnapshot(_) => Ok((group, message)),
+        _ => Err(WireError::Missing { what: "the snapshot header's install_snapshot" }),
+    }
+}
+
+fn message_from_wire(
+    message: pb::RaftMessage,
+    ends: Ends,
+    keep: Keep,
+) -> Result<(GroupId, Message), WireError> {
+    use pb::raft_message::Body as Wire;
+    let group = GroupId(message.group);
+    let term = Term(number("a term", message.term)?);
+    let body = match message.body.ok_or(WireError::Missing { what: "a message's body" })? {
+        Wire::PreVote(v) => Body::PreVote(vote_from_wire(v)?),
+        Wire::PreVoteReply(granted) => Body::PreVoteReply { granted },
+        Wire::RequestVote(v) => Body::RequestVote(vote_from_wire(v)?),
+        Wire::RequestVoteReply(granted) => Body::RequestVoteReply { granted },
+        Wire::Append(a) => Body::AppendEntries(append_from_wire(a, term, keep)?),
+        Wire::AppendAccepted(a) => Body::AppendReply(AppendReply::Accepted {
+            match_index: LogIndex(number("a match index", a.match_index)?),
+        }),
+        Wire::AppendRejected(a) => Body::AppendReply(AppendReply::Rejected {
+            prev_log_index: LogIndex(number("a log index", a.prev_log_index)?),
+            hint_index: LogIndex(number("a hint", a.hint_index)?),
+            hint_term: Term(number("a hint's term", a.hint_term)?),
+        }),
+        Wire::Heartbeat(h) => Body::Heartbeat(Heartbeat {
+            leader_commit: LogIndex(number("a commit index", h.leader_commit)?),
+            round: number("a round", h.round)?,
+            quiesce: h.quiesce,
+        }),
+        Wire::HeartbeatReply(round) => Body::HeartbeatReply { round: number("a round", round)? },
+        Wire::InstallSnapshot(meta) => Body::InstallSnapshot(snapshot_from_wire(meta, term)?),
+        Wire::TimeoutNow(_) => Body::TimeoutNow,
+        Wire::ReadIndex(context) => Body::ReadIndex { context },
+        Wire::ReadIndexReply(r) => Body::ReadIndexReply {
+            context: r.context,
+            index: r.index.map(|i| number("a read index", i)).transpose()?.map(LogIndex),
+        },
+    };
+    let message = Message {
+        from: ReplicaId { store: ends.from, number: message.from_number },
+        to: ReplicaId { store: ends.to, number: message.to_number },
+        term,
+        body,
+    };
+    Ok((group, message))
+}
+
+fn vote_from_wire(v: pb::VoteRequest) -> Result<VoteRequest, WireError> {
+    Ok(VoteRequest {
+        last_log_index: LogIndex(number("a log index", v.last_log_index)?),
+        last_log_term: Term(number("a log term", v.last_log_term)?),
+        leadership_transfer: v.leadership_transfer,
+    })
+}
+
+fn append_from_wire(a: pb::AppendEntries, term: Term, keep: Keep) -> Result<AppendEntries, WireError> {
+    let prev = number("a log index", a.prev_log_index)?;
+    // The count is capped by `scan`, so the last index cannot overflow.
+    let mut before = in_range("a log term", a.prev_log_term, 0, term.0)?;
+    let mut entries = Vec::with_capacity(a.entries.len());
+    for (index, entry) in (prev + 1..).zip(a.entries) {
+        if entry.term < before.max(1) || entry.term > term.0 {
+            return Err(WireError::EntryTerm { index, found: entry.term, min: before.max(1), max: term.0 });
+        }
+        before = entry.term;
+        entries.push(entry_from_wire(LogIndex(index), entry, keep)?);
+    }
+    Ok(AppendEntries {
+        prev_log_index: LogIndex(prev),
+        prev_log_term: Term(a.prev_log_term),
+        leader_commit: LogIndex(number("a commit index", a.leader_commit)?),
+        entries: Entries::Inline(entries),
+    })
+}
+
+fn entry_from_wire(index: LogIndex, entry: pb::Entry, keep: Keep) -> Result<Entry, WireError> {
+    use pb::entry::Payload as Wire;
+    let payload = match entry.payload.ok_or(WireError::Missing { what: "an entry's payload" })? {
+        Wire::Noop(_) => Payload::Noop,
+        Wire::Command(data) => Payload::Command(keep.data(data)),
+        Wire::Configuration(c) => Payload::Configuration(configuration_from_wire(&c)?),
+        Wire::ElectionTimer(millis) => Payload::ElectionTimer {
+            millis: in_range("an election timer", millis, 1, ELECTION_TIMER_MS_MAX)?,
+        },
+    };
+    Ok(Entry { index, term: Term(entry.term), id: id_from_wire(entry.id_high, entry.id_low), payload })
+}
+
+fn snapshot_from_wire(meta: pb::SnapshotMeta, term: Term) -> Result<SnapshotMeta, WireError> {
+    let configuration =
+        meta.configuration.ok_or(WireError::Missing { what: "a snapshot's configuration" })?;
+    Ok(SnapshotMeta {
+        index: LogIndex(in_range("a snapshot's index", meta.index, 1, NUMBER_MAX)?),
+        term: Term(in_range("a snapshot's term", meta.term, 1, term.0)?),
+        configuration: configuration_from_wire(&configuration)?,
+        election_timer_ms: in_range("an election timer", meta.election_timer, 0, ELECTION_TIMER_MS_MAX)?,
+    })
+}
+
+fn configuration_from_wire(c: &pb::Configuration) -> Result<Configuration, WireError> {
+    let lists = [&c.voters, &c.outgoing_voters, &c.learners, &c.next_learners];
+    if lists.iter().map(|l| l.len()).sum::<usize>() > 2 * MEMBERS_MAX {
+        return Err(WireError::TooMany { what: "members in a configuration", max: MEMBERS_MAX });
+    }
+    if c.voters.is_empty() {
+        return Err(WireError::Configuration { why: "has no voters" });
+    }
+    let mut sets = lists.into_iter().map(|list| {
+        let (pairs, rest) = list.as_chunks::<2>();
+        let set: BTreeSet<ReplicaId> = pairs
+            .iter()
+            .map(|[store, number]| ReplicaId { store: StoreId(*store), number: *number })
+            .collect();
+        if !rest.is_empty() {
+            return Err(WireError::Configuration { why: "names a replica by half" });
+        }
+        if set.len() < pairs.len() {
+            return Err(WireError::Configuration { why: "names a replica twice" });
+        }
+        if set.iter().any(|r| r.store.0 == 0) {
+            return Err(WireError::Configuration { why: "names store 0" });
+        }
+        Ok(set)
+    });
+    let mut next = || sets.next().unwrap_or_else(|| Ok(BTreeSet::new()));
+    Ok(Configuration {
+        voters: next()?,
+        outgoing_voters: next()?,
+        learners: next()?,
+        next_learners: next()?,
+        auto_leave: c.auto_leave,
+    })
+}
+
+fn proposal_from_wire(p: pb::RelayedProposal, keep: Keep) -> Result<RelayedProposal, WireError> {
+    let id = id_from_wire(p.id_high, p.id_low);
+    if id == EntryId::NONE {
+        return Err(WireError::Missing { what: "a proposal's id" });
+    }
+    let term = Term(number("a term", p.term)?);
+    Ok(RelayedProposal { group: GroupId(p.group), term, id, data: keep.data(p.data) })
+}
+
+fn reply_from_wire(r: pb::ProposalReply) -> Result<ProposalReply, WireError> {
+    use pb::proposal_reply::Outcome as Wire;
+    let outcome = match r.outcome.ok_or(WireError::Missing { what: "a proposal reply's outcome" })? {
+        Wire::Accepted(at) => ProposalOutcome::Accepted {
+            index: LogIndex(number("a log index", at.index)?),
+            term: Term(number("a term", at.term)?),
+        },
+        Wire::NotLeader(l) => ProposalOutcome::NotLeader {
+            leader: (l.store != 0).then_some(ReplicaId { store: StoreId(l.store), number: l.number }),
+        },
+        Wire::Overloaded(_) => ProposalOutcome::Overloaded,
+        Wire::Failed(reason) => ProposalOutcome::Failed { reason: cut(reason) },
+    };
+    let term = Term(number("a term", r.term)?);
+    Ok(ProposalReply { group: GroupId(r.group), id: id_from_wire(r.id_high, r.id_low), term, outcome })
+}
+
+fn id_from_wire(high: u64, low: u64) -> EntryId {
+    EntryId((u128::from(high) << 64) | u128::from(low))
+}
+
+fn number(what: &'static str, found: u64) -> Result<u64, WireError> {
+    in_range(what, found, 0, NUMBER_MAX)
+}
+
+fn in_range(what: &'static str, found: u64, min: u64, max: u64) -> Result<u64, WireError> {
+    if (min..=max).contains(&found) {
+        Ok(found)
+    } else {
+        Err(WireError::OutOfRange { what, found, min, max })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,109 @@
+//! Counts what a frame holds before any of it is decoded.
+//!
+//! An empty message takes two bytes on the wire and a hundred in memory, so decoding first and counting later would
+//! let a peer multiply its bytes. This walk over the encoding allocates nothing.
+
+use crate::error::WireError;
+
+/// Raft messages, proposals and replies in one frame; we send a quarter of it.
+pub(crate) const ITEMS_MAX: usize = 16_384;
+/// Entries in one frame; we send at most one per 48 bytes of 1 MiB.
+pub(crate) const ENTRIES_MAX: usize = 65_536;
+
+// Field numbers of peer.proto.
+const FRAME_MESSAGES: u64 = 3;
+const FRAME_PROPOSALS: u64 = 4;
+const FRAME_REPLIES: u64 = 5;
+const MESSAGE_APPEND: u64 = 9;
+const APPEND_ENTRIES: u64 = 4;
+
+enum Value<'a> {
+    Scalar,
+    Bytes(&'a [u8]),
+}
+
+struct Fields<'a> {
+    rest: &'a [u8],
+}
+
+fn malformed(reason: &str) -> WireError {
+    WireError::Malformed { reason: reason.to_owned() }
+}
+
+impl<'a> Fields<'a> {
+    fn varint(&mut self) -> Result<u64, WireError> {
+        let mut value = 0u64;
+        for (i, byte) in self.rest.iter().take(10).enumerate() {
+            value |= u64::from(byte & 0x7f) << (7 * i).min(63);
+            if byte & 0x80 == 0 {
+                self.rest = &self.rest[i + 1..];
+                return Ok(value);
+            }
+        }
+        Err(malformed("a varint does not end"))
+    }
+
+    fn skip(&mut self, n: u64) -> Result<&'a [u8], WireError> {
+        let n = usize::try_from(n).ok().filter(|n| *n <= self.rest.len());
+        let (head, rest) =
+            self.rest.split_at(n.ok_or_else(|| malformed("a field is longer than what holds it"))?);
+        self.rest = rest;
+        Ok(head)
+    }
+
+    fn next(&mut self) -> Result<Option<(u64, Value<'a>)>, WireError> {
+        if self.rest.is_empty() {
+            return Ok(None);
+        }
+        let key = self.varint()?;
+        let value = match key & 7 {
+            0 => self.varint().map(|_| Value::Scalar)?,
+            1 => self.skip(8).map(|_| Value::Scalar)?,
+            2 => {
+                let len = self.varint()?;
+                Value::Bytes(self.skip(len)?)
+            }
+            5 => self.skip(4).map(|_| Value::Scalar)?,
+            // Groups: proto3 has none.
+            _ => return Err(malformed("a wire type that proto3 does not use")),
+        };
+        Ok(Some((key >> 3, value)))
+    }
+}
+
+/// Checks the counts of an encoded `LaneFrame`.
+pub(crate) fn frame(encoded: &[u8]) -> Result<(), WireError> {
+    let (mut items, mut entries) = (0, 0);
+    let mut fields = Fields { rest: encoded };
+    while let Some((number, value)) = fields.next()? {
+        match (number, value) {
+            (FRAME_MESSAGES, Value::Bytes(message)) => {
+                items += 1;
+                self::message(message, &mut entries)?;
+            }
+            (FRAME_PROPOSALS | FRAME_REPLIES, _) => items += 1,
+            _ => {}
+        }
+        if items > ITEMS_MAX {
+            return Err(WireError::TooMany { what: "messages", max: ITEMS_MAX });
+        }
+    }
+    Ok(())
+}
+
+fn message(encoded: &[u8], entries: &mut usize) -> Result<(), WireError> {
+    let mut fields = Fields { rest: encoded };
+    while let Some((number, value)) = fields.next()? {
+        let (MESSAGE_APPEND, Value::Bytes(append)) = (number, value) else { continue };
+        let mut fields = Fields { rest: append };
+        while let Some((number, _)) = fields.next()? {
+            if number == APPEND_ENTRIES {
+                *entries += 1;
+                if *entries > ENTRIES_MAX {
+                    return Err(WireError::TooMany { what: "entries", max: ENTRIES_MAX });
+                }
+            }
+        }
+    }
+    Ok(())
+}

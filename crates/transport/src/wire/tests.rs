@@ -1,0 +1,261 @@
+//! The gate against everything: what is said arrives unchanged, what is broken is refused, nothing panics.
+
+use proptest::collection::{btree_set, vec};
+use proptest::prelude::*;
+
+use super::*;
+
+const ENDS: Ends = Ends { from: StoreId(0xa), to: StoreId(0xb) };
+
+fn replica(store: impl Strategy<Value = u64>) -> impl Strategy<Value = ReplicaId> {
+    (store, 0..5u64).prop_map(|(store, number)| ReplicaId { store: StoreId(store), number })
+}
+
+fn configuration() -> impl Strategy<Value = Configuration> {
+    let set = |min| btree_set(replica(1..9u64), min..4);
+    (set(1), set(0), set(0), set(0), any::<bool>()).prop_map(
+        |(voters, outgoing_voters, learners, next_learners, auto_leave)| Configuration {
+            voters,
+            outgoing_voters,
+            learners,
+            next_learners,
+            auto_leave,
+        },
+    )
+}
+
+fn payload() -> impl Strategy<Value = Payload> {
+    prop_oneof![
+        Just(Payload::Noop),
+        vec(any::<u8>(), 0..6000).prop_map(|d| Payload::Command(Bytes::from(d))),
+        configuration().prop_map(Payload::Configuration),
+        (1..600_000u64).prop_map(|millis| Payload::ElectionTimer { millis }),
+    ]
+}
+
+/// Entries after `prev` whose terms grow from `term` by small steps.
+fn append(prev: u64, prev_term: u64) -> impl Strategy<Value = (AppendEntries, u64)> {
+    (vec((0..3u64, any::<u128>(), payload()), 0..6), 0..100u64).prop_map(move |(parts, commit)| {
+        let mut term = prev_term;
+        let entries: Vec<Entry> = (prev + 1..)
+            .zip(parts)
+            .map(|(index, (step, id, payload))| {
+                term = (term + step).max(1);
+                Entry { index: LogIndex(index), term: Term(term), id: EntryId(id), payload }
+            })
+            .collect();
+        let append = AppendEntries {
+            prev_log_index: LogIndex(prev),
+            prev_log_term: Term(prev_term),
+            leader_commit: LogIndex(commit),
+            entries: Entries::Inline(entries),
+        };
+        (append, term)
+    })
+}
+
+fn body() -> impl Strategy<Value = (Body, u64)> {
+    let n = || 0..=NUMBER_MAX;
+    let vote = (n(), n(), any::<bool>()).prop_map(|(index, term, leadership_transfer)| VoteRequest {
+        last_log_index: LogIndex(index),
+        last_log_term: Term(term),
+        leadership_transfer,
+    });
+    let meta = (1..=NUMBER_MAX, 1..50u64, configuration(), 0..600_000u64).prop_map(
+        |(index, term, configuration, election_timer_ms)| SnapshotMeta {
+            index: LogIndex(index),
+            term: Term(term),
+            configuration,
+            election_timer_ms,
+        },
+    );
+    let any_term = prop_oneof![
+        vote.clone().prop_map(Body::PreVote),
+        any::<bool>().prop_map(|granted| Body::PreVoteReply { granted }),
+        vote.prop_map(Body::RequestVote),
+        any::<bool>().prop_map(|granted| Body::RequestVoteReply { granted }),
+        n().prop_map(|i| Body::AppendReply(AppendReply::Accepted { match_index: LogIndex(i) })),
+        (n(), n(), n()).prop_map(|(p, i, t)| Body::AppendReply(AppendReply::Rejected {
+            prev_log_index: LogIndex(p),
+            hint_index: LogIndex(i),
+            hint_term: Term(t),
+        })),
+        (n(), n(), any::<bool>()).prop_map(|(c, round, quiesce)| Body::Heartbeat(Heartbeat {
+            leader_commit: LogIndex(c),
+            round,
+            quiesce,
+        })),
+        n().prop_map(|round| Body::HeartbeatReply { round }),
+        Just(Body::TimeoutNow),
+        any::<u64>().prop_map(|context| Body::ReadIndex { context }),
+        (any::<u64>(), proptest::option::of(n()))
+            .prop_map(|(context, index)| Body::ReadIndexReply { context, index: index.map(LogIndex) }),
+    ];
+    prop_oneof![
+        any_term.prop_map(|b| (b, 0)),
+        meta.prop_map(|m| (Body::InstallSnapshot(m), 50)),
+        (0..1000u64, 0..9u64)
+            .prop_flat_map(|(prev, term)| append(prev, term))
+            .prop_map(|(a, term)| (Body::AppendEntries(a), term)),
+    ]
+}
+
+fn message() -> impl Strategy<Value = (GroupId, Message)> {
+    (any::<u64>(), any::<u64>(), any::<u64>(), 0..1000u64, body()).prop_map(
+        |(group, from, to, more, (body, term_min))| {
+            let message = Message {
+                from: ReplicaId { store: ENDS.from, number: from },
+                to: ReplicaId { store: ENDS.to, number: to },
+                term: Term(term_min + more),
+                body,
+            };
+            (GroupId(group), message)
+        },
+    )
+}
+
+fn proposal() -> impl Strategy<Value = RelayedProposal> {
+    (any::<u64>(), 0..=NUMBER_MAX, 1..u128::MAX, vec(any::<u8>(), 0..100)).prop_map(
+        |(group, term, id, data)| RelayedProposal {
+            group: GroupId(group),
+            term: Term(term),
+            id: EntryId(id),
+            data: data.into(),
+        },
+    )
+}
+
+fn reply() -> impl Strategy<Value = ProposalReply> {
+    let outcome = prop_oneof![
+        (0..=NUMBER_MAX, 0..=NUMBER_MAX)
+            .prop_map(|(i, t)| ProposalOutcome::Accepted { index: LogIndex(i), term: Term(t) }),
+        proptest::option::of(replica(1..9u64)).prop_map(|leader| ProposalOutcome::NotLeader { leader }),
+        Just(ProposalOutcome::Overloaded),
+        "[a-zé]{0,300}".prop_map(|reason| ProposalOutcome::Failed { reason: cut(reason) }),
+    ];
+    (any::<u64>(), any::<u128>(), 0..=NUMBER_MAX, outcome).prop_map(|(group, id, term, outcome)| {
+        ProposalReply { group: GroupId(group), id: EntryId(id), term: Term(term), outcome }
+    })
+}
+
+type Parts = (Vec<(GroupId, Message)>, Vec<RelayedProposal>, Vec<ProposalReply>, Option<u64>);
+
+fn parts() -> impl Strategy<Value = Parts> {
+    (vec(message(), 0..6), vec(proposal(), 0..3), vec(reply(), 0..3), any::<Option<u64>>())
+}
+
+fn encode((messages, proposals, replies, ping): Parts) -> Vec<u8> {
+    let messages = messages.into_iter().map(|(group, mut message)| {
+        let entries = match &mut message.body {
+            Body::AppendEntries(AppendEntries { entries: Entries::Inline(entries), .. }) => {
+                std::mem::take(entries)
+            }
+            _ => Vec::new(),
+        };
+        message_to_wire(group, message, entries)
+    });
+    pb::LaneFrame {
+        hello: None,
+        ping,
+        messages: messages.collect(),
+        proposals: proposals.into_iter().map(proposal_to_wire).collect(),
+        proposal_replies: replies.into_iter().map(reply_to_wire).collect(),
+    }
+    .encode_to_vec()
+}
+
+fn gate(encoded: Vec<u8>) -> Result<Frame, WireError> {
+    let bytes = encoded.len();
+    check(decode(encoded.into())?, ENDS, bytes)
+}
+
+/// What must hold of whatever passes, however it came about.
+fn assert_sound(frame: &Frame) {
+    for (_, message) in &frame.messages {
+        assert_eq!((message.from.store, message.to.store), (ENDS.from, ENDS.to));
+        assert!(message.term.0 <= NUMBER_MAX);
+        if let Body::AppendEntries(append) = &message.body {
+            let Entries::Inline(entries) = &append.entries else { panic!("an interval off the wire") };
+            let (mut index, mut term) = (append.prev_log_index, append.prev_log_term);
+            for entry in entries {
+                assert_eq!(entry.index, index.next());
+                assert!(entry.term >= term && entry.term <= message.term && entry.term.0 > 0);
+                (index, term) = (entry.index, entry.term);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
+
+    #[test]
+    fn what_is_said_arrives(parts in parts()) {
+        let frame = gate(encode(parts.clone())).unwrap();
+        assert_sound(&frame);
+        let (messages, proposals, replies, ping) = parts;
+        prop_assert_eq!(frame.messages, messages);
+        prop_assert_eq!(frame.proposals, proposals);
+        prop_assert_eq!(frame.replies, replies);
+        prop_assert_eq!(frame.ping, ping);
+    }
+
+    #[test]
+    fn mutations_never_panic(
+        parts in parts(),
+        changes in vec((any::<prop::sample::Index>(), any::<u8>(), 0..4u8), 1..8),
+    ) {
+        let mut encoded = encode(parts);
+        for (at, byte, how) in changes {
+            if encoded.is_empty() {
+                break;
+            }
+            let at = at.index(encoded.len());
+            match how {
+                0 => encoded[at] = byte,
+                1 => encoded[at] ^= 1 << (byte % 8),
+                2 => encoded.truncate(at),
+                _ => encoded.insert(at, byte),
+            }
+        }
+        if let Ok(frame) = gate(encoded) {
+            assert_sound(&frame);
+        }
+    }
+
+    #[test]
+    fn noise_never_panics(encoded in vec(any::<u8>(), 0..300)) {
+        if let Ok(frame) = gate(encoded) {
+            assert_sound(&frame);
+        }
+    }
+}
+
+#[test]
+fn counts_are_refused_before_they_are_decoded() {
+    // Two bytes on the wire, a hundred in memory.
+    let messages = [0x1a, 0x00].repeat(scan::ITEMS_MAX + 1);
+    assert_eq!(gate(messages).unwrap_err(), WireError::TooMany { what: "messages", max: scan::ITEMS_MAX });
+    let append = pb::raft_message::Body::Append(pb::AppendEntries {
+        entries: vec![pb::Entry::default(); scan::ENTRIES_MAX + 1],
+        ..Default::default()
+    });
+    let message = pb::RaftMessage { body: Some(append), ..Default::default() };
+    let frame = pb::LaneFrame { messages: vec![message], ..Default::default() };
+    assert_eq!(
+        gate(frame.encode_to_vec()).unwrap_err(),
+        WireError::TooMany { what: "entries", max: scan::ENTRIES_MAX }
+    );
+    // A length that is claimed and not there.
+    assert!(matches!(gate(vec![0x1a, 0xff, 0xff, 0xff, 0xff, 0x7f]), Err(WireError::Malformed { .. })));
+}
+
+#[test]
+fn small_commands_do_not_pin_their_frame() {
+    let frame = Bytes::from(vec![1u8; 100_000]);
+    let keep = Keep { frame_bytes: frame.len() };
+    let small = frame.slice(10..1010);
+    assert_ne!(keep.data(small.clone()).as_ptr(), small.as_ptr());
+    let large = frame.slice(10..60_000);
+    assert_eq!(keep.data(large.clone()).as_ptr(), large.as_ptr());
+}

@@ -1,0 +1,101 @@
+# Shortcuts. Each recipe is a plain command that also works when typed; `just` is not needed to build, test or run.
+
+# What is there.
+default:
+    @just --list
+
+# Checks everything that CI checks, and changes nothing.
+verify:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+    cargo test --workspace --locked
+    @if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check; \
+     else echo "cargo-deny is not installed: licences, advisories and sources are not checked"; fi
+
+# Changes files until the formatter and clippy have nothing left that they can do themselves.
+fix:
+    cargo clippy --workspace --all-targets --all-features --fix --allow-dirty --allow-staged
+    cargo fmt --all
+
+# The README's test command.
+test *arguments:
+    cargo test --workspace --locked {{arguments}}
+
+# Three real stores, 32 clients, kill -9 and SIGSTOP; then every acknowledged write and the whole history is checked.
+torture seconds="60" seed="1":
+    cargo build --release --locked -p pontoon-server -p pontoon-sim
+    target/release/pontoon-torture --pontoon target/release/pontoon --seconds {{seconds}} --seed {{seed}}
+
+# Loads a running cluster (`pontoon dev`, or etcd) with 1, 64 and 256 clients in turn.
+bench endpoints="127.0.0.1:2379,127.0.0.1:22379,127.0.0.1:32379" duration="10s":
+    cargo build --release --locked -p pontoon-server
+    for clients in 1 64 256; do \
+        target/release/pontoon bench put --clients $clients --value-size 256 --duration {{duration}} \
+            --endpoints {{endpoints}} || exit 1; \
+    done
+
+# Every schedule of small groups of the real consensus core, each model for so many seconds at most.
+explore seconds="120" *models:
+    cargo build --release --locked -p pontoon-sim --no-default-features --bin pontoon-explore
+    target/release/pontoon-explore --seconds-max {{seconds}} {{models}}
+
+# Makes each known mistake in a copy of the core, and demands that the explorer finds it.
+mutants *mutations:
+    cargo build --release --locked -p pontoon-sim --no-default-features --bin pontoon-mutants
+    target/release/pontoon-mutants {{mutations}}
+
+# Seeds of the simulation for so many seconds, from another place each day; ends at the first that breaks a property.
+soak seconds="600" first=`date +%j0000000`:
+    cargo build --release --locked -p pontoon-sim --no-default-features --bin pontoon-seeds
+    target/release/pontoon-seeds --first $(expr {{first}} + 0) --seconds {{seconds}}
+
+# Moves the leadership of a running cluster every 300 ms, under a leader-only client that writes.
+leader-moves endpoints="127.0.0.1:2379,127.0.0.1:22379,127.0.0.1:32379" seconds="60":
+    cargo run --release --locked -p pontoon-client --example figures -- moves {{endpoints}} {{seconds}}
+
+# All remotes of a client refuse: how often it tries, and how often it may.
+all-down seconds="60":
+    cargo run --release --locked -p pontoon-client --example figures -- down {{seconds}}
+
+# The torture again and again with another seed each time, until it fails; the seed is in the last line it prints.
+soak-torture rounds="100" seconds="60":
+    cargo build --release --locked -p pontoon-server -p pontoon-sim
+    for seed in $(seq 1 {{rounds}}); do \
+        echo "soak: seed $seed"; \
+        target/release/pontoon-torture --pontoon target/release/pontoon --seconds {{seconds}} --seed $seed || exit 1; \
+    done
+
+# 500 kills of a writing process, most of them in the midst of checkpoints, changes of the segment and rewrites of sled.
+kill-storage rounds="500":
+    PONTOON_CRASH_ROUNDS={{rounds}} cargo test --release --locked -p pontoon-storage --test crash -- --nocapture
+
+# 1,000 flipped bits in each kind of file, and power cuts over many seeds. A debug build: overflows are checked as well.
+damage-storage flips="1000" seeds="40":
+    PONTOON_FLIPS={{flips}} cargo test --locked -p pontoon-storage --test damage a_flipped_bit -- --nocapture
+    PONTOON_POWER_SEEDS={{seeds}} cargo test --locked -p pontoon-storage --test power_cut_sled -- --nocapture
+
+# A million entries appended and compacted: the disk must not grow without end.
+space-storage:
+    PONTOON_SPACE_ENTRIES=100000 cargo test --release --locked -p pontoon-storage --test checkpoint ten_times -- --nocapture
+
+# The log store on a real file system of 128 MiB that fills up (as root: it is mounted over a loop device).
+small-disk:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    dir=$(mktemp -d)
+    truncate -s 128M "$dir/image"
+    mkfs.ext4 -q -m 0 "$dir/image"
+    mkdir "$dir/mounted"
+    mount -o loop "$dir/image" "$dir/mounted"
+    trap 'umount "$dir/mounted"; rm -rf "$dir"' EXIT
+    PONTOON_SMALL_DISK="$dir/mounted" cargo test --locked -p pontoon-storage --test faults small_real -- --ignored --nocapture
+
+# Fuzzes the opening of a log store (needs a nightly compiler and cargo-fuzz).
+fuzz-storage seconds="300":
+    cargo +nightly fuzz run open -- -max_total_time={{seconds}} -rss_limit_mb=1024
+
+# The Raft core in memory; beside raft-rs and openraft in one run (a crate outside the workspace, which compiles for minutes).
+bench-raft:
+    cargo bench --locked -p pontoon-raft-core
+    cargo run --release --locked --manifest-path benches/raft-compare/Cargo.toml
