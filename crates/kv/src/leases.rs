@@ -3,9 +3,11 @@
 //! of the stores show and whoever leads. A clock goes in with each call; there is none in here.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pontoon_raft_core::types::Term;
+use tokio::sync::Notify;
 
 /// How long after a failed attempt to end a lease the next one comes.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -16,16 +18,33 @@ struct Lease {
     ttl_seconds: i64,
     /// Meaningful only while this store leads.
     deadline: Instant,
+    /// The term in which its end was proposed. While that term lasts the lease may end at any time, even when an
+    /// attempt is said to have failed, so it is not renewed any more.
+    ending: Option<Term>,
+}
+
+/// What became of a request to renew a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Renewal {
+    /// Its TTL in seconds, which counts from now on.
+    Renewed(i64),
+    /// Its time was over, and its end is under way: whether it lives is known when it has ended, or somebody else
+    /// leads. [`Leases::changes`] tells when to ask again.
+    Ending,
+    /// There is no such lease.
+    Unknown,
 }
 
 /// The leases of one keyspace.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
     granted: HashMap<i64, Lease>,
-    /// The deadlines in order; empty while this store does not lead. A lease whose end was proposed is not in it.
+    /// The deadlines in order; empty while this store does not lead. A lease whose end is on its way is not in it.
     queue: BTreeSet<(Instant, i64)>,
     /// The term in which this store leads.
     leading: Option<Term>,
+    /// Woken when something has happened that may decide an [`Renewal::Ending`].
+    changes: Arc<Notify>,
 }
 
 fn after(now: Instant, ttl_seconds: i64) -> Instant {
@@ -37,14 +56,22 @@ fn after(now: Instant, ttl_seconds: i64) -> Instant {
 impl Leases {
     /// Takes all leases from a state that was loaded. Nobody leads by it yet.
     pub(crate) fn load(&mut self, leases: impl Iterator<Item = (i64, i64)>, now: Instant) {
-        let lease = |(id, ttl_seconds)| (id, Lease { ttl_seconds, deadline: after(now, ttl_seconds) });
-        *self = Self { granted: leases.map(lease).collect(), ..Self::default() };
+        let deadline = |ttl_seconds| after(now, ttl_seconds);
+        let lease =
+            |(id, ttl_seconds)| (id, Lease { ttl_seconds, deadline: deadline(ttl_seconds), ending: None });
+        self.granted = leases.map(lease).collect();
+        self.follow();
+    }
+
+    /// Wakes those who wait for the end of a lease, or for a new leader.
+    pub(crate) fn changes(&self) -> Arc<Notify> {
+        Arc::clone(&self.changes)
     }
 
     /// A grant was applied.
     pub(crate) fn granted(&mut self, id: i64, ttl_seconds: i64, now: Instant) {
         let deadline = after(now, ttl_seconds);
-        self.granted.insert(id, Lease { ttl_seconds, deadline });
+        self.granted.insert(id, Lease { ttl_seconds, deadline, ending: None });
         if self.leading.is_some() {
             self.queue.insert((deadline, id));
         }
@@ -54,6 +81,7 @@ impl Leases {
     pub(crate) fn ended(&mut self, id: i64) {
         if let Some(lease) = self.granted.remove(&id) {
             self.queue.remove(&(lease.deadline, id));
+            self.changes.notify_waiters();
         }
     }
 
@@ -77,30 +105,46 @@ impl Leases {
         self.leading = Some(term);
         self.queue.clear();
         for (&id, lease) in &mut self.granted {
-            lease.deadline = after(now, lease.ttl_seconds);
+            if lease.ending == Some(term) {
+                lease.deadline = now + RETRY_AFTER;
+            } else {
+                lease.deadline = after(now, lease.ttl_seconds);
+                lease.ending = None;
+            }
             self.queue.insert((lease.deadline, id));
         }
+        self.changes.notify_waiters();
     }
 
     /// Somebody else leads, or nobody.
     pub(crate) fn follow(&mut self) {
         self.leading = None;
         self.queue.clear();
+        self.changes.notify_waiters();
     }
 
-    /// Counts the TTL of a lease from now on. Returns the TTL; `None` if there is no such lease.
-    pub(crate) fn renew(&mut self, id: i64, now: Instant) -> Option<i64> {
-        let lease = self.granted.get_mut(&id)?;
+    /// Counts the TTL of a lease from now on, unless its time is over: its end may be on its way then, and who was
+    /// promised more time must not lose the lease. (etcd, too, lets such a renewal wait for what becomes of it.)
+    pub(crate) fn renew(&mut self, id: i64, now: Instant) -> Renewal {
+        let Some(lease) = self.granted.get_mut(&id) else { return Renewal::Unknown };
+        if lease.ending.is_some() || lease.deadline <= now {
+            return Renewal::Ending;
+        }
         self.queue.remove(&(lease.deadline, id));
         lease.deadline = after(now, lease.ttl_seconds);
         self.queue.insert((lease.deadline, id));
-        Some(lease.ttl_seconds)
+        Renewal::Renewed(lease.ttl_seconds)
     }
 
     /// The granted TTL, and what is left of it.
     pub(crate) fn time_to_live(&self, id: i64, now: Instant) -> Option<(i64, Duration)> {
         let lease = self.granted.get(&id)?;
-        Some((lease.ttl_seconds, lease.deadline.saturating_duration_since(now)))
+        let left = if lease.ending.is_some() {
+            Duration::ZERO
+        } else {
+            lease.deadline.saturating_duration_since(now)
+        };
+        Some((lease.ttl_seconds, left))
     }
 
     /// The leader could not look after its leases for a while: nobody could renew one in that time either.
@@ -112,6 +156,7 @@ impl Leases {
                 self.queue.insert((lease.deadline, id));
             }
         }
+        self.changes.notify_waiters();
     }
 
     /// Takes leases whose time is over, at most `max`. Each is to be ended by a command, or given back by
@@ -123,12 +168,15 @@ impl Leases {
             && deadline <= now
         {
             self.queue.pop_first();
+            if let Some(lease) = self.granted.get_mut(&id) {
+                lease.ending = self.leading;
+            }
             expired.push(id);
         }
         expired
     }
 
-    /// The command that was to end a lease did not come through. It is tried again, unless somebody renewed it.
+    /// The command that was to end a lease is not known to have come through. Another one is tried in a while.
     pub(crate) fn not_ended(&mut self, id: i64, now: Instant) {
         if self.leading.is_some()
             && let Some(lease) = self.granted.get_mut(&id)
@@ -157,7 +205,7 @@ mod tests {
         leases.granted(8, 5, t);
         assert_eq!(leases.time_to_live(7, t + seconds(4)), Some((10, seconds(6))));
         assert_eq!(leases.take_expired(t + seconds(5) - Duration::from_nanos(1), 9), [0; 0]);
-        assert_eq!(leases.renew(8, t + seconds(4)), Some(5));
+        assert_eq!(leases.renew(8, t + seconds(4)), Renewal::Renewed(5));
         assert_eq!(leases.take_expired(t + seconds(8), 9), [0; 0]);
         assert_eq!(leases.take_expired(t + seconds(10), 9), [8, 7]);
         assert_eq!(leases.take_expired(t + seconds(99), 9), [0; 0], "on their way");
@@ -166,7 +214,7 @@ mod tests {
         leases.ended(8);
         leases.not_ended(8, t + seconds(13));
         assert_eq!(leases.ids(), [7]);
-        assert_eq!(leases.renew(8, t), None);
+        assert_eq!(leases.renew(8, t), Renewal::Unknown);
     }
 
     #[test]
@@ -200,16 +248,32 @@ mod tests {
     }
 
     #[test]
-    fn a_renewal_while_the_end_is_on_its_way_counts_if_the_end_does_not_come() {
+    fn what_may_end_is_not_renewed() {
         let t = Instant::now();
         let mut leases = Leases::default();
         leases.lead(Term(1), t);
         leases.granted(1, 10, t);
+        assert_eq!(
+            leases.renew(1, t + seconds(10)),
+            Renewal::Ending,
+            "nobody has looked yet, but its time is over"
+        );
         assert_eq!(leases.take_expired(t + seconds(10), 9), [1]);
-        assert_eq!(leases.renew(1, t + seconds(10)), Some(10));
+        assert_eq!(leases.renew(1, t + seconds(10)), Renewal::Ending);
+        // The attempt may have been in vain, or still be on its way.
         leases.not_ended(1, t + seconds(11));
-        assert_eq!(leases.take_expired(t + seconds(19), 9), [0; 0]);
-        assert_eq!(leases.take_expired(t + seconds(20), 9), [1]);
+        assert_eq!(leases.renew(1, t + seconds(11)), Renewal::Ending);
+        assert_eq!(leases.time_to_live(1, t + seconds(11)), Some((10, Duration::ZERO)));
+        // Who is not told of a leader for a moment does not forget what it proposed in this term.
+        leases.follow();
+        leases.lead(Term(1), t + seconds(11));
+        assert_eq!(leases.renew(1, t + seconds(11)), Renewal::Ending);
+        assert_eq!(leases.take_expired(t + seconds(12), 9), [1]);
+        // In another term that command counts no more.
+        leases.lead(Term(3), t + seconds(12));
+        assert_eq!(leases.renew(1, t + seconds(13)), Renewal::Renewed(10));
+        assert_eq!(leases.take_expired(t + seconds(22), 9), [0; 0]);
+        assert_eq!(leases.take_expired(t + seconds(23), 9), [1]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use pontoon_node::error::ProposeError;
 use pontoon_proto::etcdserverpb::kv_client::KvClient;
 use pontoon_proto::etcdserverpb::lease_client::LeaseClient;
 use pontoon_proto::etcdserverpb::{
@@ -138,6 +139,42 @@ async fn a_lease_lives_while_it_is_kept_alive_and_takes_its_keys_with_it() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(client.ids().await, [0; 0]);
+}
+
+/// The leader has proposed the end of a lease, and does not know yet whether it came through: a client that renews it
+/// now must not hear of more time that it may not get.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_renews_too_late_hears_what_becomes_of_the_lease() {
+    let server = Running::start().await;
+    let mut client = Client::of(&server).await;
+    client.grant(1, 2).await.unwrap();
+    client.grant(2, 2).await.unwrap();
+    server.consensus.0.lock().unwrap().propose_error = Some(ProposeError::TimedOut);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+
+    let mut renewals = Vec::new();
+    for id in [1, 2] {
+        let once = tokio_stream::iter([LeaseKeepAliveRequest { id }]);
+        let mut answers = client.lease.lease_keep_alive(once).await.unwrap().into_inner();
+        let answer = tokio::time::timeout(Duration::from_secs(1), answers.next()).await;
+        assert!(answer.is_err(), "answered though nothing was decided: {answer:?}");
+        renewals.push(answers);
+    }
+    // Another leader may keep it alive: its client has to ask there.
+    server.consensus.0.lock().unwrap().leader = Some(pontoon_raft_core::types::StoreId(9));
+    refused(renewals[0].next().await.unwrap(), Code::Unavailable, "etcdserver: leader changed");
+    refused(renewals[1].next().await.unwrap(), Code::Unavailable, "etcdserver: leader changed");
+
+    server.consensus.0.lock().unwrap().leader = Some(STORE);
+    let mut answers = client
+        .lease
+        .lease_keep_alive(tokio_stream::iter([LeaseKeepAliveRequest { id: 1 }]))
+        .await
+        .unwrap()
+        .into_inner();
+    server.consensus.0.lock().unwrap().propose_error = None;
+    let answer = answers.next().await.unwrap().unwrap();
+    assert_eq!((answer.id, answer.ttl), (1, 0), "it has ended");
 }
 
 #[tokio::test(flavor = "multi_thread")]

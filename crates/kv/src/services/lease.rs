@@ -5,6 +5,7 @@
 //! those that come to another one on. The leader makes sure that it still leads before it promises a client more time:
 //! who leads after it counts from the full TTL anyway.
 
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use futures_util::stream::BoxStream;
@@ -22,6 +23,7 @@ use super::{EtcdServices, blocking};
 use crate::command::Command;
 use crate::consensus::{Consensus, read_status};
 use crate::error::EtcdError;
+use crate::leases::Renewal;
 use crate::mvcc::state::Keyspace;
 
 /// etcd's bound: larger ones do not fit into the clocks of some clients.
@@ -29,6 +31,9 @@ const TTL_SECONDS_MAX: i64 = 9_000_000_000;
 
 /// Free ids that are tried when the client leaves the choice to the server. One is nearly always enough.
 const CHOICES_MAX: usize = 8;
+
+/// How often a keep-alive of a lease that is about to end makes sure that this store still leads.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// The shortest TTL that is granted: a leader can be replaced in less than that.
 fn ttl_seconds_min(election_timeout: Duration) -> i64 {
@@ -67,9 +72,20 @@ impl<C: Consensus> EtcdServices<C> {
     }
 
     async fn renew(&self, keyspace: &Keyspace, id: i64) -> Result<LeaseKeepAliveResponse, Status> {
-        self.lead_leases(keyspace).await?;
-        // An unknown lease is told by a TTL of zero.
-        let ttl = keyspace.leases().renew(id, Instant::now()).unwrap_or(0);
+        let ttl = loop {
+            let changes = keyspace.leases().changes();
+            let mut changed = pin!(changes.notified());
+            changed.as_mut().enable();
+            self.lead_leases(keyspace).await?;
+            let renewal = keyspace.leases().renew(id, Instant::now());
+            match renewal {
+                Renewal::Renewed(ttl) => break ttl,
+                // An unknown lease is told by a TTL of zero.
+                Renewal::Unknown => break 0,
+                // (Leadership can be lost without a change of the leases.)
+                Renewal::Ending => _ = tokio::time::timeout(LOOK_AGAIN, changed).await,
+            }
+        };
         Ok(LeaseKeepAliveResponse { header: self.header(keyspace, keyspace.revision()), id, ttl })
     }
 }
