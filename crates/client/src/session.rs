@@ -16,7 +16,7 @@ use pontoon_reconnect::driver::{Attempt, Connection, Connector, Driver, Event, H
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Status};
 
@@ -24,6 +24,11 @@ use crate::call::KEYSPACE;
 use crate::config::Config;
 use crate::remotes::Remotes;
 use crate::tap::{Life, Tap};
+
+/// How long an attempt waits for a store that knows of no leader to hear of one: less than an attempt may take.
+const ELECTION_PATIENCE: Duration = Duration::from_millis(250);
+/// Between two such questions.
+const ELECTION_PAUSE: Duration = Duration::from_millis(20);
 
 /// How a session is doing; for `status` pages and metrics.
 #[derive(Clone, Debug)]
@@ -213,7 +218,9 @@ impl Connector for Dialer {
     }
 }
 
-/// Asks a new connection's store how it is.
+/// Asks a new connection's store how it is. Where the leader is wanted and the store knows of none, an election is
+/// under way: the others know no more, and would use up the tries without back-off in a moment. So it is asked again
+/// for a while, over the same connection.
 async fn examine(
     channel: &Channel,
     remote: usize,
@@ -221,19 +228,27 @@ async fn examine(
     remotes: &Mutex<Remotes>,
     terms: &Terms,
 ) -> Result<(), AttemptError> {
-    match (ask(channel, terms).await, terms.leader_only) {
-        (Ok(standing), leader_only) => {
-            let mut remotes = lock(remotes);
-            remotes.learn(remote, standing.member);
-            if leader_only && !standing.leads() {
-                remotes.suggest(remote, standing.leader);
+    let give_up = Instant::now() + ELECTION_PATIENCE;
+    loop {
+        match (ask(channel, terms).await, terms.leader_only) {
+            (Ok(standing), leader_only) => {
+                lock(remotes).learn(remote, standing.member);
+                if !leader_only || standing.leads() {
+                    return Ok(());
+                }
+                if standing.leader == 0 && Instant::now() < give_up {
+                    sleep(ELECTION_PAUSE).await;
+                    continue;
+                }
+                lock(remotes).suggest(remote, standing.leader);
                 return Err(AttemptError::NotLeader { remote: name.to_owned() });
             }
-            Ok(())
+            // It answers, and does not know this call or this keyspace; that is the caller's affair.
+            (Err(status), false) if !is_unwell(&status) => return Ok(()),
+            (Err(status), _) => {
+                return Err(AttemptError::Unwell { remote: name.to_owned(), status: Box::new(status) });
+            }
         }
-        // It answers, and does not know this call or this keyspace; that is the caller's affair.
-        (Err(status), false) if !is_unwell(&status) => Ok(()),
-        (Err(status), _) => Err(AttemptError::Unwell { remote: name.to_owned(), status: Box::new(status) }),
     }
 }
 

@@ -126,6 +126,24 @@ async fn the_leader_is_found_without_waiting_and_hints_are_followed() {
     assert!(cluster.accepted().iter().sum::<usize>() > 6);
 }
 
+/// Between two leaders there is none for a moment: that must not use up the tries without back-off.
+#[tokio::test]
+async fn an_election_is_waited_for_without_back_off() {
+    let cluster = Cluster::start(3);
+    cluster.shared.strict.store(true, SeqCst);
+    let keyspace = Client::new(leader_only(&cluster)).unwrap().default_keyspace();
+    keyspace.put("k", "1").await.unwrap();
+    let before = keyspace.session().stats.attempts;
+    cluster.lead(NOBODY);
+    until(&keyspace, |session| session.remote.is_none()).await;
+    sleep(ms(150)).await;
+    cluster.lead(2);
+    until(&keyspace, |session| session.remote.as_deref() == Some(&cluster.remotes()[2])).await;
+    let stats = keyspace.session().stats;
+    assert_eq!(stats.backoff_ms, 0, "no wait was made");
+    assert!(stats.attempts - before <= 4, "{} attempts", stats.attempts - before);
+}
+
 /// Issue 4: time without a connection per move. `PONTOON_LEADER_MOVES_S=60` makes it the long run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leadership_that_moves_every_300_ms() {

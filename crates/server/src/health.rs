@@ -138,6 +138,12 @@ const LINK_METRICS: [LinkMetric; 7] = [
         counts: false,
         value: |l| l.queued_bytes as f64,
     },
+    LinkMetric {
+        name: "peer_link_in_flight_bytes",
+        help: "Bytes given to the connection that the peer has not acknowledged",
+        counts: false,
+        value: |l| l.in_flight_bytes as f64,
+    },
 ];
 
 fn link_labels(link: &LinkStatus) -> [(&'static str, String); 3] {

@@ -217,6 +217,7 @@ impl Acceptor {
             last_error_kind: known.last_error.as_ref().map(|_| LinkErrorKind::Broken),
             queued_messages: 0,
             queued_bytes: 0,
+            in_flight_bytes: 0,
             messages: load(&known.counters.messages),
             frames: load(&known.counters.frames),
             bytes: load(&known.counters.bytes),

@@ -14,7 +14,7 @@ use pontoon_raft_core::types::{Entry, GroupId};
 use tokio_stream::Stream;
 
 use crate::api::EntrySource;
-use crate::send_queue::{Helping, Item, SendQueue, Sent};
+use crate::send_queue::{Helping, Item, Room, SendQueue, Sent};
 use crate::wire;
 
 /// About what a message takes on the wire beyond its data.
@@ -52,8 +52,8 @@ impl FrameStream {
         Self { queue, epoch, entries, limits, sent: Sent::default() }
     }
 
-    /// Builds a frame of `items` and more from the queue; `None` if all were stale.
-    fn build(&mut self, ping: Option<u64>, items: Vec<Item>) -> Option<pb::LaneFrame> {
+    /// Builds a frame of `items` and more from the queue; `None` if all were stale, or the first has no room.
+    fn build(&mut self, ping: Option<u64>, items: Vec<Item>, room: Room) -> Option<pb::LaneFrame> {
         let mut frame = Builder {
             frame: pb::LaneFrame {
                 ping,
@@ -62,7 +62,8 @@ impl FrameStream {
             },
             messages: 0,
             bytes: 0,
-            limits: self.limits,
+            limits: FrameLimits { several: self.limits.several.min(room.bytes), ..self.limits },
+            any_one: room.any_one,
         };
         let mut waiting = items.into_iter();
         let rest = loop {
@@ -99,8 +100,8 @@ impl Stream for FrameStream {
                 Some(Helping::Hello(hello)) => {
                     return Poll::Ready(Some(pb::LaneFrame { hello: Some(*hello), ..Default::default() }));
                 }
-                Some(Helping::Items { ping, items }) => {
-                    if let Some(frame) = this.build(ping, items) {
+                Some(Helping::Items { ping, items, room }) => {
+                    if let Some(frame) = this.build(ping, items, room) {
                         return Poll::Ready(Some(frame));
                     }
                 }
@@ -114,9 +115,17 @@ struct Builder {
     messages: usize,
     bytes: usize,
     limits: FrameLimits,
+    /// The first message may be larger than `limits.several`.
+    any_one: bool,
 }
 
 impl Builder {
+    /// Whether a message of this size belongs into the next frame.
+    fn has_no_room(&self, bytes: usize) -> bool {
+        let first = self.messages == 0 && self.any_one;
+        !first && self.bytes.saturating_add(bytes) > self.limits.several
+    }
+
     fn is_full(&self) -> bool {
         self.bytes >= self.limits.target || self.messages >= FRAME_MESSAGES_MAX
     }
@@ -127,7 +136,7 @@ impl Builder {
             Item::Raft(group, message) => return self.add_raft(group, message, source, sent),
             Item::Proposal(proposal) => {
                 let bytes = MESSAGE_BYTES + proposal.data.len();
-                if self.messages > 0 && self.bytes + bytes > self.limits.several {
+                if self.has_no_room(bytes) {
                     return Some(Item::Proposal(proposal));
                 }
                 self.frame.proposals.push(wire::proposal_to_wire(proposal));
@@ -163,7 +172,7 @@ impl Builder {
                     sent.lost.push(group);
                     return None;
                 }
-                if self.messages > 0 && self.bytes + bytes > self.limits.several {
+                if self.has_no_room(bytes) {
                     if let Entries::Inline(place) = &mut append.entries {
                         *place = entries;
                     }

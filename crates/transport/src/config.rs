@@ -42,8 +42,10 @@ pub struct Limits {
     /// Messages that wait for one store on one lane. Default 10,000. Too small: bursts of many groups are dropped and
     /// their groups probe again; too large: what is sent after a stall is old. Live: `set_backlog_threshold`.
     pub queue_messages_max: usize,
-    /// Bytes that wait for one store on one lane. Default 8 MiB. Entries are not in the queue and do not count, so
-    /// this bounds relayed proposals. Live: `set_backlog_threshold`.
+    /// Bytes held for one store on one lane. Default 8 MiB. Half is for what waits: relayed proposals, mostly, for
+    /// entries are not in the queue and do not count there. The other half is for what was given to the connection
+    /// and not acknowledged by the peer's process, so it should be at least the link's bandwidth times its round trip.
+    /// A single larger message is sent nevertheless. Live: `set_backlog_threshold`.
     pub queue_bytes_max: usize,
     /// Where a frame of the log lane ends if more is waiting. Default 256 KiB: large enough that a message's share
     /// of the frame's cost vanishes. The control lane uses a quarter.

@@ -17,7 +17,7 @@ use crate::api::{ProposalOutcome, ProposalReply};
 use crate::batch::{FrameLimits, FrameStream};
 use crate::dial::{self, DialError, Session};
 use crate::log_limit::LogLimit;
-use crate::send_queue::SendQueue;
+use crate::send_queue::{Held, SendQueue};
 use crate::status::{Direction, Lane, LinkErrorKind, LinkStatus};
 use crate::transport::Shared;
 
@@ -118,7 +118,8 @@ impl OutboundLane {
     }
 
     pub(crate) fn status(&self) -> LinkStatus {
-        let (queued_messages, queued_bytes, counters) = self.queue.status();
+        let Held { messages: queued_messages, bytes: queued_bytes, in_flight_bytes, counters } =
+            self.queue.status();
         let told = lock(&self.told);
         LinkStatus {
             store: self.store,
@@ -139,6 +140,7 @@ impl OutboundLane {
             last_error_kind: told.last_error.as_ref().map(|(kind, _)| *kind),
             queued_messages,
             queued_bytes,
+            in_flight_bytes,
             messages: counters.messages,
             frames: counters.frames,
             bytes: counters.bytes,

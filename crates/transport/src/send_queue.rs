@@ -5,6 +5,8 @@
 //! that were sent and not yet acknowledged when the stream breaks may be lost too, so the groups whose appends are
 //! among them are reported as well.
 
+mod in_flight;
+
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,12 +19,17 @@ use tokio::sync::Notify;
 
 use crate::api::{ProposalReply, RelayedProposal};
 use crate::error::NotQueued;
+use in_flight::InFlight;
 
 /// What a message is charged beyond its payload: about what it takes in memory.
 const ITEM_CHARGE_BYTES: usize = 160;
 
 /// Items handed out at a time while a frame is built; the rest of the frame is fetched in further helpings.
 pub(crate) const HELPING: usize = 64;
+
+/// With less than this in flight the peer may see no reason to acknowledge what it has read (it does at each 64 KiB), so
+/// it is asked to by a ping when nothing may be sent before that.
+const ASK_BELOW_BYTES: usize = 256 << 10;
 
 /// Above this capacity an emptied queue gives its memory back, so that an idle destination holds next to nothing.
 const KEEP_CAPACITY: usize = 64;
@@ -74,8 +81,22 @@ pub(crate) struct Events {
 pub(crate) enum Helping {
     /// The first frame of a stream.
     Hello(Box<pb::Hello>),
-    /// A ping, items, or both.
-    Items { ping: Option<u64>, items: Vec<Item> },
+    /// A ping, items, or both. The frame may take `room` bytes; one message more if nothing is in flight.
+    Items { ping: Option<u64>, items: Vec<Item>, room: Room },
+}
+
+/// How much of a queue's bound may be in flight. The rest is for what waits, so both together stay below the bound,
+/// though an append that takes next to nothing in the queue takes its entries' bytes in a frame.
+const fn window(bytes_max: usize) -> usize {
+    bytes_max / 2
+}
+
+/// What may be given to the stream now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Room {
+    pub(crate) bytes: usize,
+    /// Nothing is in flight, so one message may go, whatever its size: it could never be sent otherwise.
+    pub(crate) any_one: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +118,8 @@ struct Inner {
     epoch: u64,
     hello: Option<Box<pb::Hello>>,
     ping: Option<u64>,
+    /// The number of the last ping.
+    pings: u64,
     items: VecDeque<Item>,
     /// The charges of `items`.
     bytes: usize,
@@ -109,6 +132,11 @@ struct Inner {
     events: Events,
     /// Frames given to this stream.
     sent_frames: u64,
+    in_flight: InFlight,
+    /// The next message has no room until more is acknowledged.
+    blocked: bool,
+    /// The peer was asked to acknowledge what it has read.
+    asked: bool,
     /// Groups with appends in frames up to `older_until`, and after it; both not known to have arrived.
     older: HashSet<GroupId>,
     older_until: u64,
@@ -124,6 +152,17 @@ pub(crate) struct Counters {
     pub(crate) bytes: u64,
     pub(crate) cancelled: u64,
     pub(crate) dropped: u64,
+}
+
+/// What a queue holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Held {
+    pub(crate) messages: usize,
+    /// The charges of the messages that wait.
+    pub(crate) bytes: usize,
+    /// Given to the stream and not acknowledged.
+    pub(crate) in_flight_bytes: usize,
+    pub(crate) counters: Counters,
 }
 
 /// What a finished frame held.
@@ -154,6 +193,7 @@ impl SendQueue {
                 epoch: 0,
                 hello: None,
                 ping: None,
+                pings: 0,
                 items: VecDeque::new(),
                 bytes: 0,
                 waker: None,
@@ -161,6 +201,9 @@ impl SendQueue {
                 overflowed: false,
                 events: Events::default(),
                 sent_frames: 0,
+                in_flight: InFlight::default(),
+                blocked: false,
+                asked: false,
                 older: HashSet::new(),
                 older_until: 0,
                 newer: HashSet::new(),
@@ -219,6 +262,7 @@ impl SendQueue {
     pub(crate) fn ping(&self, number: u64) {
         let mut inner = self.lock();
         inner.ping = Some(number);
+        inner.pings = number;
         self.finish(inner);
     }
 
@@ -232,6 +276,7 @@ impl SendQueue {
         inner.waker = None;
         inner.sent_frames = 0;
         inner.older_until = 0;
+        inner.new_stream();
         inner.epoch
     }
 
@@ -261,6 +306,7 @@ impl SendQueue {
         inner.hello = None;
         inner.ping = None;
         inner.bytes = 0;
+        inner.new_stream();
         let items = std::mem::take(&mut inner.items);
         inner.counters.dropped += items.len() as u64;
         for item in items {
@@ -290,6 +336,11 @@ impl SendQueue {
         if frames >= inner.sent_frames {
             inner.older = HashSet::new();
         }
+        inner.in_flight.acknowledged(frames);
+        inner.blocked = false;
+        inner.asked = false;
+        // There may be room now.
+        self.finish(inner);
     }
 
     /// What the host must be told.
@@ -297,10 +348,15 @@ impl SendQueue {
         std::mem::take(&mut self.lock().events)
     }
 
-    /// Messages and bytes that wait, and totals.
-    pub(crate) fn status(&self) -> (usize, usize, Counters) {
+    /// What waits, what is under way, and totals.
+    pub(crate) fn status(&self) -> Held {
         let inner = self.lock();
-        (inner.items.len(), inner.bytes, inner.counters)
+        Held {
+            messages: inner.items.len(),
+            bytes: inner.bytes,
+            in_flight_bytes: inner.in_flight.bytes(),
+            counters: inner.counters,
+        }
     }
 
     // ---- The stream's side.
@@ -316,10 +372,14 @@ impl SendQueue {
             return Poll::Ready(Some(Helping::Hello(hello)));
         }
         if inner.phase == Phase::Open {
+            let room = inner.room(window(self.limits.bytes.load(Ordering::Relaxed)));
+            let items = if room.bytes > 0 || room.any_one { inner.help() } else { Vec::new() };
+            if items.is_empty() && !inner.items.is_empty() {
+                inner.ask();
+            }
             let ping = inner.ping.take();
-            let items = inner.help();
             if ping.is_some() || !items.is_empty() {
-                return Poll::Ready(Some(Helping::Items { ping, items }));
+                return Poll::Ready(Some(Helping::Items { ping, items, room }));
             }
         }
         match &inner.waker {
@@ -350,9 +410,14 @@ impl SendQueue {
         inner.counters.frames += u64::from(frame);
         inner.sent_frames += u64::from(frame);
         if inner.epoch == epoch {
+            if frame {
+                let number = inner.sent_frames;
+                inner.in_flight.sent(number, usize::try_from(sent.bytes).unwrap_or(usize::MAX));
+            }
             for item in rest.rev() {
                 inner.bytes += item.charge_bytes();
                 inner.items.push_front(item);
+                inner.blocked |= !frame;
             }
             inner.newer.extend(sent.appends.drain(..));
             for group in sent.lost.drain(..) {
@@ -392,10 +457,33 @@ impl Inner {
         }
         let bytes = item.charge_bytes();
         // A queue that is empty takes one message whatever its size, or it could never be sent at all.
-        if !self.items.is_empty() && self.bytes.saturating_add(bytes) > bytes_max {
+        if !self.items.is_empty() && self.bytes.saturating_add(bytes) > bytes_max - window(bytes_max) {
             return Err(NotQueued::Bytes { bytes, max: bytes_max });
         }
         Ok(())
+    }
+
+    /// How much of the window is free.
+    fn room(&self, window: usize) -> Room {
+        if self.blocked {
+            return Room { bytes: 0, any_one: false };
+        }
+        let in_flight = self.in_flight.bytes();
+        Room { bytes: window.saturating_sub(in_flight), any_one: in_flight == 0 }
+    }
+
+    /// Something waits and has no room: makes sure that the peer says what it has read.
+    fn ask(&mut self) {
+        if !self.asked && self.in_flight.bytes() < ASK_BELOW_BYTES {
+            self.asked = true;
+            self.ping.get_or_insert(self.pings);
+        }
+    }
+
+    fn new_stream(&mut self) {
+        self.in_flight = InFlight::default();
+        self.blocked = false;
+        self.asked = false;
     }
 
     fn help(&mut self) -> Vec<Item> {

@@ -107,6 +107,10 @@ pub struct LinkStatus {
     pub queued_messages: usize,
     /// Bytes that wait (outbound).
     pub queued_bytes: usize,
+    /// Bytes given to the stream that the peer's process is not known to have read: in HTTP/2's and the kernel's
+    /// buffers, or on the way (outbound). Together with `queued_bytes` at most `Limits::queue_bytes_max`, but for a
+    /// single message that is larger.
+    pub in_flight_bytes: usize,
     /// Messages given to the stream (outbound) or accepted from it (inbound).
     pub messages: u64,
     /// Frames likewise.

@@ -1,5 +1,5 @@
 //! Links whose far side is dead without saying so, under the load of a leader that goes on sending: each is found by its
-//! probes within its bound, and what is held for it meanwhile stays under the queue's bound.
+//! probes within its bound, and what is held for it meanwhile, in the queue, in HTTP/2 and in the kernel, stays under the queue's bound.
 
 mod common;
 
@@ -10,12 +10,8 @@ use common::{Proxy, Store, Weather, append, eventually, heartbeat, proposal};
 use pontoon_raft_core::types::GroupId;
 use pontoon_transport::{Direction, Lane, LinkErrorKind, LinkStatus};
 
-/// The queue's bound in these tests.
+/// The bound of a lane's queue in these tests, for what waits and what is in flight together.
 const QUEUE_BYTES: usize = 1 << 20;
-/// What one stream may have in flight before the far side has read it: the HTTP/2 window of a stream.
-const WINDOW_BYTES: usize = 2 << 20;
-/// Frames that wait for the window.
-const FRAME_BYTES: usize = 1 << 20;
 /// A silence of an election timer (0.1 s) and the election range (1 s) starts a probe; the same again drops.
 const INTERVAL: Duration = Duration::from_millis(1100);
 /// For a machine that is busy with something else; no part of the rule.
@@ -25,11 +21,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 struct Found {
     after: Duration,
-    /// The most that waited in the queue.
-    queued: usize,
-    /// The most that had been given to the connection and was not taken by the proxy: in HTTP/2's and the kernel's
-    /// buffers.
-    in_flight: usize,
+    /// The most that waited in the queue and was in flight, as the link tells it.
+    held: usize,
+    /// The most that had been given to both connections and was not taken by the proxy: what HTTP/2's and the
+    /// kernel's buffers held, as seen from outside.
+    seen: usize,
 }
 
 /// Two stores, the second behind a proxy, and a leader's load on the way there.
@@ -65,7 +61,7 @@ impl Scene {
         let taken = self.proxy.taken.load(Ordering::Relaxed);
         happen(self);
         let since = Instant::now();
-        let mut found = lanes.map(|_| Found { after: Duration::ZERO, queued: 0, in_flight: 0 });
+        let mut found = lanes.map(|_| Found { after: Duration::ZERO, held: 0, seen: 0 });
         let mut serial = 0;
         while found.iter().any(|found| found.after.is_zero()) {
             assert!(since.elapsed() < PATIENCE, "not found: {:?}", lanes.map(|lane| self.link(lane)));
@@ -88,8 +84,8 @@ impl Scene {
                 if link.disconnections > before.disconnections {
                     found.after = since.elapsed();
                 } else {
-                    found.queued = found.queued.max(link.queued_bytes);
-                    found.in_flight = found.in_flight.max((given as usize).saturating_sub(taken));
+                    found.held = found.held.max(link.queued_bytes + link.in_flight_bytes);
+                    found.seen = found.seen.max((given as usize).saturating_sub(taken));
                 }
             }
             std::thread::sleep(Duration::from_millis(2));
@@ -101,19 +97,19 @@ impl Scene {
     fn assert_found(&self, what: &str, found: &[Found; 2]) {
         for (lane, found) in ["control", "log"].iter().zip(found) {
             eprintln!(
-                "{what}: {lane} lane dropped after {:.2} s (bound {:.1} s), {} KiB in the queue (bound {} KiB), \
-                 {} KiB in flight",
+                "{what}: {lane} lane dropped after {:.2} s (bound {:.1} s), {} KiB held (bound {} KiB); the proxy \
+                 missed {} KiB of both lanes",
                 found.after.as_secs_f64(),
                 2.0 * INTERVAL.as_secs_f64(),
-                found.queued >> 10,
+                found.held >> 10,
                 QUEUE_BYTES >> 10,
-                found.in_flight >> 10,
+                found.seen >> 10,
             );
             // Not before the rule allows; the upper bound is that of a busy machine.
             assert!(found.after > INTERVAL, "{what}: {found:?}");
             assert!(found.after < 2 * INTERVAL + Duration::from_secs(5), "{what}: {found:?}");
-            assert!(found.queued <= QUEUE_BYTES, "{what}: {found:?}");
-            assert!(found.in_flight <= 2 * (WINDOW_BYTES + FRAME_BYTES), "{what}: {found:?}");
+            assert!(found.held <= QUEUE_BYTES, "{what}: {found:?}");
+            assert!(found.seen <= 2 * QUEUE_BYTES, "{what}: {found:?}");
         }
         self.a.host.wait("down", |log| !log.down.is_empty());
     }

@@ -60,7 +60,7 @@ fn limits_hold_and_each_loss_is_told_once_per_epoch() {
     assert_eq!(queue.push([proposal(1, 20_000)]), Ok(()));
     assert!(matches!(queue.push([proposal(2, 1)]), Err(NotQueued::Bytes { max: 10_000, .. })));
     assert!(queue.events().not_sent.is_empty(), "the caller was told by the result");
-    assert_eq!(queue.status().0, 1);
+    assert_eq!(queue.status().messages, 1);
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn a_broken_stream_reports_what_waited_and_what_was_under_way() {
     groups.sort_unstable();
     assert_eq!(groups, [2, 3, 4], "1 has arrived");
     assert_eq!(events.not_sent, [(GroupId(0), EntryId(9), Term(1))]);
-    assert_eq!((queue.status().0, queue.status().1), (0, 0));
+    assert_eq!((queue.status().messages, queue.status().bytes), (0, 0));
     assert!(matches!(queue.poll_helping(epoch, &Context::from_waker(Waker::noop())), Poll::Ready(None)));
     // Down: nothing is taken in, and nobody is told twice.
     assert_eq!(queue.push([raft(4), raft(5)]), Err(NotQueued::Down));
@@ -125,7 +125,7 @@ fn what_does_not_fit_a_frame_is_first_in_the_next() {
     else {
         panic!("three items wait");
     };
-    let charge = queue.status().1;
+    let charge = queue.status().bytes;
     assert_eq!(charge, 0);
     queue.push([raft(4)]).unwrap();
     queue.sent(epoch, items.into_iter().skip(1), &mut Sent::default(), true);
@@ -138,5 +138,80 @@ fn what_does_not_fit_a_frame_is_first_in_the_next() {
         })
         .collect();
     assert_eq!(order, [2, 3, 4]);
-    assert_eq!((queue.status().0, queue.status().1), (0, 0));
+    assert_eq!((queue.status().messages, queue.status().bytes), (0, 0));
+}
+
+/// What a stream gets now: pings, items, and the room for them.
+fn poll(queue: &SendQueue, epoch: u64) -> Option<(Option<u64>, usize, Room)> {
+    match queue.poll_helping(epoch, &Context::from_waker(Waker::noop())) {
+        Poll::Ready(Some(Helping::Items { ping, items, room })) => Some((ping, items.len(), room)),
+        _ => None,
+    }
+}
+
+/// The stream has made a frame of this size.
+fn made(queue: &SendQueue, epoch: u64, bytes: u64) {
+    queue.sent(epoch, [].into_iter(), &mut Sent { messages: 1, bytes, ..Sent::default() }, true);
+}
+
+#[test]
+fn what_waits_and_what_is_in_flight_stay_below_the_bound_together() {
+    const BOUND: usize = 4 << 20;
+    let queue = queue(10_000, BOUND);
+    let epoch = open(&queue);
+    let mut id = 0;
+    let mut fill = || {
+        id += 1;
+        queue.push([proposal(id, 16 << 10)]).is_ok()
+    };
+    while fill() {}
+    assert!(queue.status().bytes <= BOUND / 2, "{:?}", queue.status());
+    let mut frame = 1;
+    while let Some((ping, items, room)) = poll(&queue, epoch) {
+        assert_eq!((ping, items, room.any_one), (None, HELPING, frame == 1));
+        assert_eq!(room.bytes, BOUND / 2 - queue.status().in_flight_bytes);
+        frame += 1;
+        made(&queue, epoch, 1 << 20);
+        while fill() {}
+        let held = queue.status();
+        assert!(held.bytes + held.in_flight_bytes <= BOUND, "{held:?}");
+    }
+    assert_eq!(queue.status().in_flight_bytes, BOUND / 2);
+    // So much is in flight that the peer will say by itself how far it has come: it is not asked.
+    queue.acknowledged(frame - 1);
+    assert_eq!(queue.status().in_flight_bytes, 1 << 20);
+    assert_eq!(poll(&queue, epoch).unwrap().1, HELPING);
+    // A new stream begins with an empty window.
+    queue.close();
+    let held = queue.status();
+    assert_eq!((held.messages, held.bytes, held.in_flight_bytes), (0, 0, 0));
+}
+
+#[test]
+fn a_message_above_the_window_goes_alone_and_the_peer_is_asked_for_what_is_in_its_way() {
+    let queue = queue(10_000, 200 << 10);
+    let epoch = open(&queue);
+    queue.push([raft(1)]).unwrap();
+    assert_eq!(poll(&queue, epoch).map(|p| p.1), Some(1));
+    made(&queue, epoch, 48);
+    queue.push([proposal(1, 190 << 10)]).unwrap();
+    let Poll::Ready(Some(Helping::Items { items, room, .. })) =
+        queue.poll_helping(epoch, &Context::from_waker(Waker::noop()))
+    else {
+        panic!("one item waits");
+    };
+    assert_eq!(room, Room { bytes: (100 << 10) - 48, any_one: false });
+    // It did not fit, and nothing else was in the frame.
+    queue.sent(epoch, items.into_iter(), &mut Sent::default(), false);
+    // 48 bytes are no reason for the peer to say anything, so it is asked, once.
+    queue.ping(5);
+    assert_eq!(poll(&queue, epoch).map(|p| (p.0, p.1)), Some((Some(5), 0)));
+    assert_eq!(poll(&queue, epoch), None);
+    queue.acknowledged(2);
+    let (ping, items, room) = poll(&queue, epoch).expect("room");
+    assert_eq!((ping, items, room.any_one), (None, 1, true));
+    made(&queue, epoch, 190 << 10);
+    queue.push([raft(1)]).unwrap();
+    assert_eq!(poll(&queue, epoch).map(|p| (p.0, p.1)), Some((Some(5), 0)), "asked again");
+    assert_eq!(poll(&queue, epoch), None);
 }
