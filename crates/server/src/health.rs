@@ -95,7 +95,7 @@ struct LinkMetric {
     value: fn(&LinkStatus) -> f64,
 }
 
-const LINK_METRICS: [LinkMetric; 7] = [
+const LINK_METRICS: [LinkMetric; 8] = [
     LinkMetric {
         name: "peer_link_up",
         help: "1 while the connection is open and greeted",
