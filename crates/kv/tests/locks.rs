@@ -113,7 +113,7 @@ async fn a_lock_is_held_by_one_and_handed_on_in_order() {
     // The lock goes with the lease.
     c.lease.lease_revoke(LeaseRevokeRequest { id: 4 }).await.unwrap();
     let held = c.lock.lock(lock("l", 1_000_000)).await;
-    refused(held, Code::NotFound, "etcdserver: requested lease not found");
+    refused(held, Code::Unknown, "etcdserver: requested lease not found");
     // Without a lease one of 60 seconds is made.
     let held = c.lock.lock(lock("l", 0)).await.unwrap().into_inner();
     let lease = i64::from_str_radix(std::str::from_utf8(&held.key[2..]).unwrap(), 16).unwrap();

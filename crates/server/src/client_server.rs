@@ -15,6 +15,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tower::util::option_layer;
+use tower_http::classify::{GrpcCode, GrpcErrorsAsFailures, SharedClassifier};
 use tower_http::trace::TraceLayer;
 
 use crate::admin::AdminService;
@@ -22,6 +23,21 @@ use crate::consensus::NodeConsensus;
 use crate::directory::KeyspaceDirectory;
 use crate::forward::ForwardLayer;
 use crate::layers::{AdmissionLayer, DeadlineLayer};
+
+/// Which answers are this store's failures, to be logged as errors: not those that tell a client of its own mistakes, or
+/// what was not there.
+fn server_failures() -> GrpcErrorsAsFailures {
+    GrpcErrorsAsFailures::new()
+        .with_success(GrpcCode::Cancelled)
+        .with_success(GrpcCode::InvalidArgument)
+        .with_success(GrpcCode::NotFound)
+        .with_success(GrpcCode::AlreadyExists)
+        .with_success(GrpcCode::PermissionDenied)
+        .with_success(GrpcCode::FailedPrecondition)
+        .with_success(GrpcCode::OutOfRange)
+        .with_success(GrpcCode::Unimplemented)
+        .with_success(GrpcCode::Unauthenticated)
+}
 
 /// Requests and streams that one store serves at a time, over all listeners; above it, RESOURCE_EXHAUSTED.
 const REQUESTS_MAX: usize = 50_000;
@@ -83,7 +99,7 @@ impl ClientServer {
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .max_concurrent_streams(STREAMS_MAX)
             .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
-            .layer(TraceLayer::new_for_grpc())
+            .layer(TraceLayer::new(SharedClassifier::new(server_failures())))
             .layer(self.admission)
             .layer(DeadlineLayer)
             .layer(AuthorityLayer)

@@ -16,7 +16,7 @@ use pontoon_proto::etcdserverpb::{
     TxnRequest, TxnResponse,
 };
 use pontoon_proto::mvccpb::KeyValue;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::{EtcdServices, blocking, lease};
 use crate::command::Command;
@@ -144,7 +144,12 @@ impl<C: Consensus> EtcdServices<C> {
         let put = PutRequest { key: key.clone(), value: value.clone(), lease, ..PutRequest::default() };
         let get = RangeRequest { key: key.clone(), ..RangeRequest::default() };
         let command = if_made_at(&key, 0, Op::RequestPut(put), Some(Op::RequestRange(get)));
-        let done: TxnResponse = self.propose(keyspace, None, command.encode()).await?;
+        let done: Result<TxnResponse, Status> = self.propose(keyspace, None, command.encode()).await;
+        let done = done.map_err(|status| match status.code() {
+            // etcd's own services are clients of it, and lose the code of what they were told on the way.
+            Code::NotFound => Status::unknown(status.message()),
+            _ => status,
+        })?;
         let mut place = Place { key, lease, since: 0, value, is_new: done.succeeded };
         if done.succeeded {
             place.since = done.header.map_or(0, |header| header.revision);
