@@ -58,6 +58,8 @@ pub(crate) struct GroupHost {
     /// Snapshots that are being sent, by their index: the log from there on is kept for their receivers.
     pub(crate) sending: Vec<(ReplicaId, LogIndex)>,
     pub(crate) election: Option<Election>,
+    /// The replica started in doubt, and that was not settled when it was last looked at.
+    pub(crate) in_doubt: bool,
 }
 
 /// The last election that this replica took part in as a candidate.
@@ -80,6 +82,8 @@ impl GroupHost {
         // What the machine has may not be durable yet; what the log begins after is.
         let synced = snapshot.index;
         Self {
+            // Also if it settled the doubt while it started: somebody has to hear of it.
+            in_doubt: true,
             core,
             shared,
             dirty: false,

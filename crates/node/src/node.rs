@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use crate::apply::{Applier, ApplyHandle, ApplyPool, Work, meta_at};
 use crate::clock::Clock;
 use crate::config::NodeConfig;
+use crate::doubts::Doubts;
 use crate::error::{OpenGroupError, ProposeError, ReadError};
 use crate::group_host::{GroupHost, LogSize};
 use crate::inbound::{Delivery, LogEntries, shard_of, worker_of};
@@ -48,6 +49,7 @@ struct Inner {
     shards: Arc<[UnboundedSender<Input>]>,
     apply: ApplyHandle,
     groups: RwLock<HashMap<GroupId, Arc<GroupShared>>>,
+    doubts: Arc<Doubts>,
     /// Opening reads the disk; one at a time is enough and keeps two openings of one group apart.
     opening: Mutex<()>,
     proposals: Arc<Budget>,
@@ -96,6 +98,7 @@ impl Node {
             tokio::runtime::Handle::current(),
         );
         link_timers.attach(&transport);
+        let doubts = Doubts::new(&log);
         let tasks = inboxes
             .into_iter()
             .enumerate()
@@ -112,6 +115,7 @@ impl Node {
                     timers: Timers::default(),
                     dirty: Vec::new(),
                     permits: Vec::new(),
+                    doubts: Arc::clone(&doubts),
                     failed: false,
                 };
                 tokio::spawn(shard.run())
@@ -128,6 +132,7 @@ impl Node {
             shards,
             apply,
             groups: RwLock::default(),
+            doubts,
             opening: Mutex::new(()),
             stopping: AtomicBool::new(false),
             threads: Mutex::new(Some((pool, tasks))),
@@ -252,6 +257,7 @@ impl Node {
             applied,
             snapshot: state.snapshot.clone(),
             last_index: state.last_index,
+            doubt: inner.doubts.in_doubt(),
         };
         let core = Group::new(config, initial, inner.log.reader(group), inner.clock.now())
             .map_err(|source| OpenGroupError::Core { group, reason: source.to_string() })?;
@@ -351,11 +357,22 @@ impl Node {
                 let _ = done.send(result.is_ok());
             }),
         );
-        if written.await == Ok(true) { Ok(()) } else { Err(OpenGroupError::NotWritten { group }) }
+        if written.await != Ok(true) {
+            return Err(OpenGroupError::NotWritten { group });
+        }
+        self.inner.doubts.settled(group);
+        Ok(())
     }
 
     fn shared(&self, group: GroupId) -> Option<Arc<GroupShared>> {
         self.inner.groups.read().unwrap_or_else(PoisonError::into_inner).get(&group).cloned()
+    }
+
+    /// Whether the log's last record may be missing though it was acknowledged, and not all groups have settled that: until
+    /// then their replicas here count for nothing. [`Node::group_status`] tells it of each group.
+    #[must_use]
+    pub fn in_doubt(&self) -> bool {
+        self.inner.doubts.in_doubt()
     }
 
     /// The groups that this store serves.

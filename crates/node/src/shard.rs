@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use crate::apply::{ApplyHandle, SnapshotBox, Work};
 use crate::clock::Clock;
 use crate::config::NodeConfig;
+use crate::doubts::Doubts;
 use crate::error::{ProposeError, ReadError};
 use crate::group_host::{Election, GroupHost};
 use crate::retention::{compaction, wants_sync};
@@ -142,6 +143,7 @@ pub(crate) struct Shard {
     /// What this round received counts against the receive budget until what it wrote is durable: a follower whose disk
     /// is slow takes less, rather than gathering it in memory.
     pub(crate) permits: Vec<Arc<ReceivePermit>>,
+    pub(crate) doubts: Arc<Doubts>,
     pub(crate) failed: bool,
 }
 
@@ -437,8 +439,13 @@ impl Shard {
             return;
         }
         let index = meta.index;
-        let message =
-            Message { from: host.core.id(), to, term: host.core.term(), body: Body::InstallSnapshot(meta) };
+        let message = Message {
+            from: host.core.id(),
+            to,
+            term: host.core.term(),
+            doubt: None,
+            body: Body::InstallSnapshot(meta),
+        };
         tracing::info!(%group, %to, %index, "sends a snapshot");
         host.sending.retain(|(replica, _)| *replica != to);
         host.sending.push((to, index));
@@ -478,6 +485,10 @@ impl Shard {
             let mut write = GroupWrite { group, ..GroupWrite::default() };
             let mut writes = false;
             let mut ready = host.core.ready();
+            if host.in_doubt && !host.core.in_doubt() {
+                host.in_doubt = false;
+                self.doubts.settled(group);
+            }
             if let Some(change) = ready.state_change.take() {
                 note_state_change(host, &change, now);
                 if !host.arrived.is_empty() {

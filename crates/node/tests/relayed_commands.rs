@@ -104,7 +104,7 @@ impl Scripted {
     }
 
     fn say(&self, term: u64, body: Body) {
-        let message = Message { from: replica(self.id), to: replica(1), term: Term(term), body };
+        let message = Message { from: replica(self.id), to: replica(1), term: Term(term), doubt: None, body };
         self.transport.send(StoreId(1), GROUP, message);
     }
 

@@ -15,7 +15,8 @@ use pontoon_raft_core::message::{
     AppendEntries, AppendReply, Body, Entries, Heartbeat, Message, VoteRequest,
 };
 use pontoon_raft_core::types::{
-    Configuration, Entry, EntryId, GroupId, LogIndex, Payload, ReplicaId, SnapshotMeta, StoreId, Term,
+    Configuration, DoubtId, Entry, EntryId, GroupId, LogIndex, Payload, ReplicaId, SnapshotMeta, StoreId,
+    Term,
 };
 use prost::Message as _;
 
@@ -90,12 +91,15 @@ pub(crate) fn message_to_wire(group: GroupId, message: Message, entries: Vec<Ent
         Body::ReadIndexReply { context, index } => {
             Wire::ReadIndexReply(pb::ReadIndexReply { context, index: index.map(|i| i.0) })
         }
+        Body::DoubtCheck { doubt, settled } => Wire::DoubtCheck(pb::DoubtCheck { doubt: doubt.0, settled }),
+        Body::DoubtSettled { doubt } => Wire::DoubtSettled(doubt.0),
     };
     pb::RaftMessage {
         group: group.0,
         from_number: message.from.number,
         to_number: message.to.number,
         term: message.term.0,
+        doubt: message.doubt.map_or(0, |doubt| doubt.0),
         body: Some(body),
     }
 }
@@ -265,11 +269,15 @@ fn message_from_wire(
             context: r.context,
             index: r.index.map(|i| number("a read index", i)).transpose()?.map(LogIndex),
         },
+        // Names of doubts are any numbers.
+        Wire::DoubtCheck(c) => Body::DoubtCheck { doubt: DoubtId(c.doubt), settled: c.settled },
+        Wire::DoubtSettled(doubt) => Body::DoubtSettled { doubt: DoubtId(doubt) },
     };
     let message = Message {
         from: ReplicaId { store: ends.from, number: message.from_number },
         to: ReplicaId { store: ends.to, number: message.to_number },
         term,
+        doubt: Some(DoubtId(message.doubt)).filter(|doubt| doubt.0 != 0),
         body,
     };
     Ok((group, message))

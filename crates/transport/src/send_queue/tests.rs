@@ -14,7 +14,7 @@ fn queue(messages: usize, bytes: usize) -> SendQueue {
 fn raft(group: u64) -> Item {
     let body = Body::Heartbeat(Heartbeat { leader_commit: LogIndex(0), round: 0, quiesce: false });
     let id = ReplicaId::default();
-    Item::Raft(GroupId(group), Message { from: id, to: id, term: Term(1), body })
+    Item::Raft(GroupId(group), Message { from: id, to: id, term: Term(1), doubt: None, body })
 }
 
 fn proposal(id: u128, bytes: usize) -> Item {

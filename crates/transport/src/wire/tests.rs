@@ -87,6 +87,9 @@ fn body() -> impl Strategy<Value = (Body, u64)> {
         })),
         n().prop_map(|round| Body::HeartbeatReply { round }),
         Just(Body::TimeoutNow),
+        (any::<u64>(), any::<bool>())
+            .prop_map(|(doubt, settled)| Body::DoubtCheck { doubt: DoubtId(doubt), settled }),
+        any::<u64>().prop_map(|doubt| Body::DoubtSettled { doubt: DoubtId(doubt) }),
         any::<u64>().prop_map(|context| Body::ReadIndex { context }),
         (any::<u64>(), proptest::option::of(n()))
             .prop_map(|(context, index)| Body::ReadIndexReply { context, index: index.map(LogIndex) }),
@@ -101,12 +104,13 @@ fn body() -> impl Strategy<Value = (Body, u64)> {
 }
 
 fn message() -> impl Strategy<Value = (GroupId, Message)> {
-    (any::<u64>(), any::<u64>(), any::<u64>(), 0..1000u64, body()).prop_map(
-        |(group, from, to, more, (body, term_min))| {
+    (any::<u64>(), any::<u64>(), any::<u64>(), 0..1000u64, any::<u64>(), body()).prop_map(
+        |(group, from, to, more, doubt, (body, term_min))| {
             let message = Message {
                 from: ReplicaId { store: ENDS.from, number: from },
                 to: ReplicaId { store: ENDS.to, number: to },
                 term: Term(term_min + more),
+                doubt: (doubt % 2 == 1).then_some(DoubtId(doubt)),
                 body,
             };
             (GroupId(group), message)

@@ -308,6 +308,7 @@ fn message(from: StoreId, to: StoreId, term: u64, body: Body) -> Message {
         from: ReplicaId { store: from, number: 1 },
         to: ReplicaId { store: to, number: 2 },
         term: Term(term),
+        doubt: None,
         body,
     }
 }
