@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pontoon_raft_core::message::{Body, Message};
+use pontoon_raft_core::relay::Relay;
 use pontoon_raft_core::types::{EntryId, GroupId, LogIndex, ReplicaId, SnapshotMeta, StoreId, Term, Ticket};
 use pontoon_storage::{Batch, GroupWrite, LogStore};
 use pontoon_transport::{ProposalOutcome, ProposalReply, ReceivePermit, RelayedProposal, Transport};
@@ -26,7 +27,7 @@ use crate::doubts::Doubts;
 use crate::error::{ProposeError, ReadError};
 use crate::group_host::{Election, GroupHost};
 use crate::retention::{compaction, wants_sync};
-use crate::routing::{RETRY_MS, finish_read, route_commands, start_reads};
+use crate::routing::{RETRY_MS, ask_relayed, finish_read, route_commands, start_reads};
 use crate::shared::ReadResult;
 use crate::status::GroupStatus;
 use crate::timers::Timers;
@@ -335,9 +336,13 @@ impl Shard {
                 Some(_) => None,
             };
             if let Some(outcome) = refusal {
+                if p.asks {
+                    // Whether the command itself was taken earlier is not known here.
+                    continue;
+                }
                 self.transport.send_proposal_reply(
                     from,
-                    ProposalReply { group: p.group, id: p.id, term: p.term, outcome },
+                    ProposalReply { group: p.group, id: p.id, term: p.term, number: p.at.number, outcome },
                 );
                 continue;
             }
@@ -353,12 +358,14 @@ impl Shard {
         for reply in replies {
             let Some(host) = self.groups.get_mut(&reply.group) else { continue };
             // The answer to an earlier attempt comes late: the command may be in the log by the one that came after it.
-            let attempt = host.shared.waiters.lock().get(&reply.id).map(|waiter| waiter.attempt);
-            if !attempt.is_some_and(|attempt| attempt.is_of(reply.term)) {
+            let waiters = host.shared.waiters.lock();
+            if !waiters.get(&reply.id).is_some_and(|waiter| waiter.is_of(reply.term, reply.number)) {
                 continue;
             }
+            drop(waiters);
             match reply.outcome {
                 ProposalOutcome::NotSent | ProposalOutcome::NotLeader { .. } => {
+                    host.relay.over(reply.number);
                     if let Some(waiter) = host.shared.waiters.lock().get_mut(&reply.id)
                         && waiter.attempt.refused(reply.term)
                     {
@@ -367,7 +374,14 @@ impl Shard {
                     }
                 }
                 // Its fate is told by this store's own log.
-                ProposalOutcome::Accepted { .. } => {}
+                ProposalOutcome::Accepted { .. } | ProposalOutcome::InProgress => {
+                    let now = self.clock.now();
+                    host.relay.in_progress(now, reply.id, reply.term, reply.number);
+                    let patience = Duration::from_millis(2 * host.core.election_timer_ms());
+                    if let Some(waiter) = host.shared.waiters.lock().get_mut(&reply.id) {
+                        waiter.alive_until = Some(Instant::now() + patience);
+                    }
+                }
                 ProposalOutcome::Failed { reason } => {
                     tracing::warn!(group = %reply.group, %reason, "the leader's store refuses a command");
                     host.shared.waiters.finish(
@@ -480,7 +494,11 @@ impl Shard {
             }
             if !self.failed {
                 route_commands(host, &self.transport, now);
+                ask_relayed(host, &self.transport, now);
                 start_reads(host, now);
+            } else {
+                // Everybody who waited has been answered.
+                host.relay = Relay::default();
             }
             let mut write = GroupWrite { group, ..GroupWrite::default() };
             let mut writes = false;
@@ -600,11 +618,8 @@ fn mark(dirty: &mut Vec<GroupId>, host: &mut GroupHost) {
 }
 
 fn set_timer(timers: &mut Timers, host: &GroupHost) {
-    let deadline = match (host.core.next_deadline(), host.retry_at) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    };
-    timers.set(host.shared.id, deadline);
+    let deadlines = [host.core.next_deadline(), host.retry_at, host.relay.next_deadline()];
+    timers.set(host.shared.id, deadlines.into_iter().flatten().min());
 }
 
 fn peers_on(host: &GroupHost, store: StoreId) -> Vec<ReplicaId> {

@@ -7,15 +7,33 @@ use pontoon_storage::disk::Disk;
 use pontoon_storage::disk::memory::MemoryDisk;
 use support::{Cluster, GROUP, until};
 
-/// Damages the last record of a store that was killed: its last byte is another one.
-fn damage_last_record(disk: &MemoryDisk) {
+/// What stands before the first record of a segment; spare segments have only that.
+const SEGMENT_HEAD_BYTES: usize = 4096;
+
+/// Changes the end of the last record that a store wrote: it is told where that record's last byte is.
+fn change_end(disk: &MemoryDisk, change: impl FnOnce(&mut [u8], usize)) {
     let names = disk.list().expect("it is in memory");
-    let segments = names.into_iter().filter(|name| name.starts_with("journal"));
-    let written = |name: &String| disk.read(name).expect("it is listed").iter().any(|byte| *byte != 0);
-    let newest = segments.filter(written).max().expect("there is a journal");
+    let last =
+        |bytes: &[u8]| bytes.iter().rposition(|byte| *byte != 0).filter(|at| *at >= SEGMENT_HEAD_BYTES);
+    let used =
+        |name: &String| name.starts_with("journal") && last(&disk.read(name).expect("listed")).is_some();
+    let newest = names.into_iter().filter(used).max().expect("there is a journal");
     disk.damage(&newest, |bytes| {
-        let last = bytes.iter().rposition(|byte| *byte != 0).expect("it is written");
-        bytes[last] ^= 0x55;
+        let at = last(bytes).expect("it is used");
+        change(bytes, at);
+    });
+}
+
+/// The last record was acknowledged, and the disk has changed one of its bytes.
+fn damage_last_record(disk: &MemoryDisk) {
+    change_end(disk, |bytes, last| bytes[last] ^= 0x55);
+}
+
+/// The power failed while another record was written: its begin stands behind the last one.
+fn tear_unfinished_record(disk: &MemoryDisk) {
+    change_end(disk, |bytes, last| {
+        let begin = (last / 8 + 1) * 8;
+        bytes[begin..begin + 12].copy_from_slice(b"PTJ1torntorn");
     });
 }
 
@@ -98,17 +116,4 @@ async fn a_whole_cluster_in_doubt_goes_on_when_all_are_there() {
         assert_eq!(cluster.applied(at)[..acknowledged.len()], acknowledged);
     }
     cluster.stop().await;
-}
-
-/// Leaves the begin of a record behind the last one.
-fn tear_unfinished_record(disk: &MemoryDisk) {
-    let names = disk.list().expect("it is in memory");
-    let segments = names.into_iter().filter(|name| name.starts_with("journal"));
-    let written = |name: &String| disk.read(name).expect("it is listed").iter().any(|byte| *byte != 0);
-    let newest = segments.filter(written).max().expect("there is a journal");
-    disk.damage(&newest, |bytes| {
-        let last = bytes.iter().rposition(|byte| *byte != 0).expect("it is written");
-        let begin = (last / 8 + 1) * 8;
-        bytes[begin..begin + 12].copy_from_slice(b"PTJ1torntorn");
-    });
 }

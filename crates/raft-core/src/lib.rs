@@ -104,7 +104,7 @@
 //! [`group`] is the handle. `raft` holds the state, compares terms and hands over to a role: `follower`, `candidate`,
 //! `leader` (on its own) and `replicate` (with its followers). One extension each: `pre_vote`, `read_index`, `lease`,
 //! `transfer`, [`server_change`] (adding and removing servers in phases), `doubt` (replicas that may have lost their last record), `commands` (prerequisites, overwritten commands). [`attempt`] is the
-//! rule by which a host hands a command on from leader to leader. `log` knows terms, configurations and how far things are; the
+//! rule by which a host hands a command on from leader to leader, [`relay`] how it finds out what was lost on the way there. `log` knows terms, configurations and how far things are; the
 //! entries are the host's ([`LogView`]). `tracker` is what a leader knows of each follower. `tickets` and `outbox` hold
 //! back what is not durable. [`quorum`] and [`confchange`] are pure.
 //!
@@ -122,6 +122,7 @@ pub mod mem_log;
 pub mod message;
 pub mod quorum;
 pub mod ready;
+pub mod relay;
 pub mod server_change;
 pub mod status;
 pub mod types;

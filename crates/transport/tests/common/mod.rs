@@ -345,6 +345,8 @@ pub fn proposal(group: u64, id: u128, bytes: usize) -> RelayedProposal {
         group: GroupId(group),
         term: Term(5),
         id: EntryId(id),
+        at: pontoon_raft_core::relay::RelayNumber { number: 1, floor: 1 },
+        asks: false,
         data: Bytes::from(vec![b'x'; bytes]),
     }
 }
