@@ -152,6 +152,8 @@ pub enum Verdict {
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     term: Term,
+    /// Numbers below this are over.
+    floor: u64,
     /// The highest number seen.
     last: u64,
     /// Numbers up to `last` that were not seen.
@@ -185,11 +187,18 @@ impl Ledger {
         }
         if term > self.term {
             // Numbers below the floor are over, so of this term there are none.
-            *self = Self { term, last: floor - 1, ..Self::default() };
+            *self = Self { term, ..Self::default() };
         }
-        self.gaps = self.gaps.split_off(&floor);
-        self.void = self.void.split_off(&floor);
-        self.last = self.last.max(floor.saturating_sub(1));
+        if floor > self.floor {
+            self.floor = floor;
+            self.gaps = self.gaps.split_off(&floor);
+            self.void = self.void.split_off(&floor);
+            self.last = self.last.max(floor - 1);
+        }
+        if number < self.floor {
+            // A later message has overtaken this one.
+            return Verdict::Silent;
+        }
         if number > self.last {
             if self.gaps.len() as u64 + (number - self.last) > GAPS_MAX {
                 // Only a host that lies. Nothing is promised to it.
