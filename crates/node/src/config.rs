@@ -19,7 +19,7 @@ pub struct NodeConfig {
     /// their logs. Default 1000.
     pub election_timer_ms: u64,
     /// How long a proposal waits for its outcome before its caller hears `TimedOut`. Default 7 s: as etcd's, five
-    /// seconds and two election timers.
+    /// seconds and two election timers. Longer while a leader elsewhere says that the command is in progress.
     pub propose_timeout: Duration,
     /// How long a linearizable read waits for confirmation. Default 7 s.
     pub read_timeout: Duration,

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use pontoon_raft_core::Group;
+use pontoon_raft_core::relay::{Ledger, Relay};
 use pontoon_raft_core::types::{Entry, EntryId, LogIndex, ReplicaId, SnapshotMeta, StoreId, Term, Ticket};
 use pontoon_storage::GroupLog;
 use pontoon_transport::RelayedProposal;
@@ -32,6 +33,10 @@ pub(crate) struct GroupHost {
     /// Commands that other stores relayed, and their bytes.
     pub(crate) relayed: Vec<(StoreId, RelayedProposal)>,
     pub(crate) relayed_bytes: usize,
+    /// What this store relayed to leaders elsewhere.
+    pub(crate) relay: Relay,
+    /// What other stores relayed to this one.
+    pub(crate) ledgers: Ledgers,
     /// The newest ticket with entries of this leader that is not durable yet. While there is one, commands gather, so
     /// that the next sync carries all of them: under load a round is as large as a sync is long, as in any group commit.
     pub(crate) appending: Option<Ticket>,
@@ -58,6 +63,35 @@ pub(crate) struct GroupHost {
     /// Snapshots that are being sent, by their index: the log from there on is kept for their receivers.
     pub(crate) sending: Vec<(ReplicaId, LogIndex)>,
     pub(crate) election: Option<Election>,
+    /// The replica started in doubt, and that was not settled when it was last looked at.
+    pub(crate) in_doubt: bool,
+}
+
+/// Runs of other stores that a group remembers; one that is forgotten ended that many restarts ago, and its connections with it.
+const LEDGERS_MAX: usize = 16;
+
+/// The ledgers of one group: one for each run of each store that relayed to it, the latest used last.
+#[derive(Debug, Default)]
+pub(crate) struct Ledgers(Vec<((StoreId, u64), Ledger)>);
+
+impl Ledgers {
+    /// The ledger for `store` in the run that made `id`.
+    pub(crate) fn of(&mut self, store: StoreId, id: EntryId) -> &mut Ledger {
+        #[expect(clippy::cast_possible_truncation, reason = "the upper half, which names the run")]
+        let key = (store, (id.0 >> 64) as u64);
+        match self.0.iter().position(|(of, _)| *of == key) {
+            Some(at) if at + 1 == self.0.len() => {}
+            Some(at) => self.0[at..].rotate_left(1),
+            None => {
+                if self.0.len() >= LEDGERS_MAX {
+                    self.0.remove(0);
+                }
+                self.0.push((key, Ledger::default()));
+            }
+        }
+        let last = self.0.last_mut().expect("it was put there");
+        &mut last.1
+    }
 }
 
 /// The last election that this replica took part in as a candidate.
@@ -80,12 +114,16 @@ impl GroupHost {
         // What the machine has may not be durable yet; what the log begins after is.
         let synced = snapshot.index;
         Self {
+            // Also if it settled the doubt while it started: somebody has to hear of it.
+            in_doubt: true,
             core,
             shared,
             dirty: false,
             arrived: Vec::new(),
             relayed: Vec::new(),
             relayed_bytes: 0,
+            relay: Relay::default(),
+            ledgers: Ledgers::default(),
             appending: None,
             readers: Vec::new(),
             reads: Vec::new(),

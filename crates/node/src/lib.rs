@@ -3,6 +3,7 @@
 mod apply;
 mod clock;
 pub mod config;
+mod doubts;
 pub mod error;
 mod group_host;
 mod inbound;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use bytes::Bytes;
 use pontoon_raft_core::types::{Configuration, GroupId, LogIndex, ReplicaId, SnapshotMeta, StoreId};
-use pontoon_raft_core::{Attempt, Config as CoreConfig, Group, InitialState};
+use pontoon_raft_core::{Config as CoreConfig, Group, InitialState};
 use pontoon_storage::{Batch, GroupWrite, LogStore};
 use pontoon_transport::{Transport, TransportConfig};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use crate::apply::{Applier, ApplyHandle, ApplyPool, Work, meta_at};
 use crate::clock::Clock;
 use crate::config::NodeConfig;
+use crate::doubts::Doubts;
 use crate::error::{OpenGroupError, ProposeError, ReadError};
 use crate::group_host::{GroupHost, LogSize};
 use crate::inbound::{Delivery, LogEntries, shard_of, worker_of};
@@ -48,6 +49,7 @@ struct Inner {
     shards: Arc<[UnboundedSender<Input>]>,
     apply: ApplyHandle,
     groups: RwLock<HashMap<GroupId, Arc<GroupShared>>>,
+    doubts: Arc<Doubts>,
     /// Opening reads the disk; one at a time is enough and keeps two openings of one group apart.
     opening: Mutex<()>,
     proposals: Arc<Budget>,
@@ -96,6 +98,7 @@ impl Node {
             tokio::runtime::Handle::current(),
         );
         link_timers.attach(&transport);
+        let doubts = Doubts::new(&log);
         let tasks = inboxes
             .into_iter()
             .enumerate()
@@ -112,6 +115,7 @@ impl Node {
                     timers: Timers::default(),
                     dirty: Vec::new(),
                     permits: Vec::new(),
+                    doubts: Arc::clone(&doubts),
                     failed: false,
                 };
                 tokio::spawn(shard.run())
@@ -128,6 +132,7 @@ impl Node {
             shards,
             apply,
             groups: RwLock::default(),
+            doubts,
             opening: Mutex::new(()),
             stopping: AtomicBool::new(false),
             threads: Mutex::new(Some((pool, tasks))),
@@ -252,6 +257,7 @@ impl Node {
             applied,
             snapshot: state.snapshot.clone(),
             last_index: state.last_index,
+            doubt: inner.doubts.in_doubt(),
         };
         let core = Group::new(config, initial, inner.log.reader(group), inner.clock.now())
             .map_err(|source| OpenGroupError::Core { group, reason: source.to_string() })?;
@@ -351,11 +357,22 @@ impl Node {
                 let _ = done.send(result.is_ok());
             }),
         );
-        if written.await == Ok(true) { Ok(()) } else { Err(OpenGroupError::NotWritten { group }) }
+        if written.await != Ok(true) {
+            return Err(OpenGroupError::NotWritten { group });
+        }
+        self.inner.doubts.settled(group);
+        Ok(())
     }
 
     fn shared(&self, group: GroupId) -> Option<Arc<GroupShared>> {
         self.inner.groups.read().unwrap_or_else(PoisonError::into_inner).get(&group).cloned()
+    }
+
+    /// Whether the log's last record may be missing though it was acknowledged, and not all groups have settled that: until
+    /// then their replicas here count for nothing. [`Node::group_status`] tells it of each group.
+    #[must_use]
+    pub fn in_doubt(&self) -> bool {
+        self.inner.doubts.in_doubt()
     }
 
     /// The groups that this store serves.
@@ -368,7 +385,9 @@ impl Node {
     }
 
     /// Replicates a command and returns the state machine's reply, computed on this store. The command is executed at
-    /// most once; it is handed to the leader wherever that is, and waits for one during an election.
+    /// most once; it is handed to the leader wherever that is, and waits for one during an election. It waits for
+    /// `NodeConfig::propose_timeout`; longer as long as a leader elsewhere says that the command is in progress; shorter if that
+    /// leader, though it is heard, says nothing of it for two election timers.
     ///
     /// # Errors
     /// See [`ProposeError`]; only `TimedOut` and `Stopped` leave the outcome open.
@@ -387,7 +406,7 @@ impl Node {
             .ok_or(ProposeError::Overloaded { what: "this store's budget of waiting commands" })?;
         let id = inner.ids.next();
         let (reply, mut answer) = oneshot::channel();
-        shared.waiters.lock().insert(id, Waiter { reply, data, attempt: Attempt::default() });
+        shared.waiters.lock().insert(id, Waiter::new(reply, data));
         let _gone = Forget { shared: &shared, id };
         if shared.is_stopped() {
             // It stopped between the first look and the insertion, and has answered those who were there.
@@ -396,15 +415,25 @@ impl Node {
         inner.shards[shared.shard]
             .send(Input::Propose { group, id })
             .map_err(|_| ProposeError::Stopped { reason: "it is stopping" })?;
-        match tokio::time::timeout(inner.config.propose_timeout, &mut answer).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(ProposeError::Stopped { reason: "the group was closed" }),
+        let mut deadline = tokio::time::Instant::now() + inner.config.propose_timeout;
+        loop {
+            match tokio::time::timeout_at(deadline, &mut answer).await {
+                Ok(Ok(result)) => return result,
+                Ok(Err(_)) => return Err(ProposeError::Stopped { reason: "the group was closed" }),
+                Err(_) => {}
+            }
             // Taken away and judged at once, so that nobody can hand it to a leader in between.
-            Err(_) => match shared.waiters.lock().remove(&id) {
+            let mut waiters = shared.waiters.lock();
+            let alive = waiters.get(&id).and_then(|waiter| waiter.alive_until);
+            if let Some(alive) = alive.filter(|alive| *alive > deadline) {
+                deadline = alive;
+                continue;
+            }
+            return match waiters.remove(&id) {
                 Some(waiter) if !waiter.attempt.is_under_way() => Err(ProposeError::NoLeader),
                 Some(_) => Err(ProposeError::TimedOut),
                 None => answer.try_recv().unwrap_or(Err(ProposeError::TimedOut)),
-            },
+            };
         }
     }
 

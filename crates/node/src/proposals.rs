@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use pontoon_raft_core::Attempt;
-use pontoon_raft_core::types::EntryId;
+use pontoon_raft_core::types::{EntryId, Term};
 use tokio::sync::oneshot;
 
 use crate::error::ProposeError;
@@ -23,6 +23,21 @@ pub(crate) struct Waiter {
     pub(crate) data: Bytes,
     /// Whether it is in a leader's hands, and when it may be handed on again without being executed twice.
     pub(crate) attempt: Attempt,
+    /// The number of the attempt under way, if it was relayed; see `pontoon_raft_core::relay`.
+    pub(crate) number: u64,
+    /// The leader said that the command is in progress: the caller is not told otherwise before this.
+    pub(crate) alive_until: Option<tokio::time::Instant>,
+}
+
+impl Waiter {
+    pub(crate) fn new(reply: oneshot::Sender<ProposalResult>, data: Bytes) -> Self {
+        Self { reply, data, attempt: Attempt::default(), number: 0, alive_until: None }
+    }
+
+    /// Whether an answer about this attempt says something about the command now.
+    pub(crate) fn is_of(&self, term: Term, number: u64) -> bool {
+        self.attempt.is_of(term) && self.number == number
+    }
 }
 
 /// The waiting commands of one group. Shared by the callers, the shard and the apply worker; held for moments only.

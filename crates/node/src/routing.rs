@@ -1,5 +1,6 @@
 //! Where commands and reads of one group go next: into the core here, to the leader's store, or back to wait.
 
+use pontoon_raft_core::relay::Verdict;
 use pontoon_raft_core::types::{LogIndex, StoreId};
 use pontoon_raft_core::{Proposal, ProposeError as CoreProposeError};
 use pontoon_transport::{NotQueued, ProposalOutcome, ProposalReply, QueueFull, RelayedProposal, Transport};
@@ -51,6 +52,7 @@ pub(crate) fn route_commands(host: &mut GroupHost, transport: &Transport, now: u
                 for id in &ids {
                     if let Some(waiter) = waiters.get_mut(id) {
                         waiter.attempt.handed_on(term);
+                        waiter.number = 0;
                     }
                 }
             }
@@ -74,9 +76,14 @@ pub(crate) fn route_commands(host: &mut GroupHost, transport: &Transport, now: u
         host.core.wake(now);
         for id in ids {
             let Some(waiter) = waiters.get_mut(&id) else { continue };
-            let relayed = RelayedProposal { group: host.shared.id, term, id, data: waiter.data.clone() };
+            let at = host.relay.sent(now, id, term, host.core.election_timer_ms());
+            let data = waiter.data.clone();
+            let relayed = RelayedProposal { group: host.shared.id, term, id, at, asks: false, data };
             match transport.send_proposal(leader.store, relayed) {
-                Ok(()) => waiter.attempt.handed_on(term),
+                Ok(()) => {
+                    waiter.attempt.handed_on(term);
+                    waiter.number = at.number;
+                }
                 Err(QueueFull { why: NotQueued::Messages { .. } | NotQueued::Bytes { .. }, .. }) => {
                     if let Some(waiter) = waiters.remove(&id) {
                         let _ = waiter
@@ -94,30 +101,73 @@ pub(crate) fn route_commands(host: &mut GroupHost, transport: &Transport, now: u
     }
 }
 
-/// Proposes what other stores relayed, if this replica leads in the term that they saw.
+/// Proposes what other stores relayed, if this replica leads in the term that they saw, and answers their questions.
 fn take_relayed(host: &mut GroupHost, transport: &Transport, now: u64) {
     if host.relayed.is_empty() {
         return;
     }
-    let term = host.core.term();
+    let (term, is_leader) = (host.core.term(), host.core.is_leader());
     host.relayed_bytes = 0;
-    // Only in the term that the relaying store saw: see `Attempt`.
-    let (fit, stale): (Vec<_>, Vec<_>) =
-        std::mem::take(&mut host.relayed).into_iter().partition(|(_, p)| p.term == term);
     let not_leader = ProposalOutcome::NotLeader { leader: host.core.leader() };
-    let refuse = |refused: Vec<(StoreId, RelayedProposal)>, outcome: &ProposalOutcome| {
-        for (from, p) in refused {
-            let reply = ProposalReply { group: p.group, id: p.id, term: p.term, outcome: outcome.clone() };
-            transport.send_proposal_reply(from, reply);
-        }
+    let answer = |from: StoreId, p: &RelayedProposal, outcome: &ProposalOutcome| {
+        let (group, id, number) = (p.group, p.id, p.at.number);
+        let reply = ProposalReply { group, id, term: p.term, number, outcome: outcome.clone() };
+        transport.send_proposal_reply(from, reply);
     };
-    refuse(stale, &not_leader);
+    let mut fit = Vec::new();
+    for (from, p) in std::mem::take(&mut host.relayed) {
+        let ledger = host.ledgers.of(from, p.id);
+        // Only in the term that the relaying store saw: see `Attempt`.
+        let leads = is_leader && p.term == term;
+        let verdict =
+            if p.asks { ledger.asked(p.term, p.at, leads) } else { ledger.receive(p.term, p.at, leads) };
+        match verdict {
+            Verdict::Take => fit.push((from, p)),
+            Verdict::InProgress => answer(from, &p, &ProposalOutcome::InProgress),
+            Verdict::NotTaken => answer(from, &p, &not_leader),
+            Verdict::Silent => {}
+        }
+    }
+    if fit.is_empty() {
+        return;
+    }
     let proposals = fit.iter().map(|(_, p)| Proposal { id: p.id, data: p.data.clone(), prerequisite: None });
-    match host.core.propose(now, proposals) {
+    let refusal = match host.core.propose(now, proposals) {
         // The relaying store hears of the outcome from its own log.
-        Ok(_) => {}
-        Err(CoreProposeError::Overloaded { .. }) => refuse(fit, &ProposalOutcome::Overloaded),
-        Err(_) => refuse(fit, &not_leader),
+        Ok(_) => return,
+        Err(CoreProposeError::Overloaded { .. }) => ProposalOutcome::Overloaded,
+        Err(_) => not_leader,
+    };
+    for (from, p) in fit {
+        host.ledgers.of(from, p.id).refused(p.term, p.at.number);
+        answer(from, &p, &refusal);
+    }
+}
+
+/// Asks the leader about relayed commands of which nothing was heard, and gives up those about which it says nothing.
+pub(crate) fn ask_relayed(host: &mut GroupHost, transport: &Transport, now: u64) {
+    if host.relay.next_deadline().is_none_or(|at| now < at) {
+        return;
+    }
+    let (term, timer) = (host.core.term(), host.core.election_timer_ms());
+    let Some(leader) = host.core.leader() else { return host.relay.later(now, timer) };
+    let mut waiters = host.shared.waiters.lock();
+    let is_open = |id, number| {
+        waiters.get(&id).is_some_and(|waiter| waiter.attempt.is_under_way() && waiter.number == number)
+    };
+    let due = host.relay.due(now, timer, is_open);
+    // Of attempts of earlier terms the log will tell.
+    for (id, of, at) in due.ask.into_iter().filter(|(_, of, _)| *of == term) {
+        let data = bytes::Bytes::new();
+        let question = RelayedProposal { group: host.shared.id, term: of, id, at, asks: true, data };
+        if let Err(error) = transport.send_proposal(leader.store, question) {
+            tracing::debug!(group = %host.shared.id, %error, "cannot ask about a command");
+        }
+    }
+    for (id, _) in due.silent.into_iter().filter(|(_, of)| *of == term) {
+        if let Some(waiter) = waiters.remove(&id) {
+            let _ = waiter.reply.send(Err(ProposeError::TimedOut));
+        }
     }
 }
 

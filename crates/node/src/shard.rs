@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pontoon_raft_core::message::{Body, Message};
+use pontoon_raft_core::relay::Relay;
 use pontoon_raft_core::types::{EntryId, GroupId, LogIndex, ReplicaId, SnapshotMeta, StoreId, Term, Ticket};
 use pontoon_storage::{Batch, GroupWrite, LogStore};
 use pontoon_transport::{ProposalOutcome, ProposalReply, ReceivePermit, RelayedProposal, Transport};
@@ -22,10 +23,11 @@ use tokio::time::Instant;
 use crate::apply::{ApplyHandle, SnapshotBox, Work};
 use crate::clock::Clock;
 use crate::config::NodeConfig;
+use crate::doubts::Doubts;
 use crate::error::{ProposeError, ReadError};
 use crate::group_host::{Election, GroupHost};
 use crate::retention::{compaction, wants_sync};
-use crate::routing::{RETRY_MS, finish_read, route_commands, start_reads};
+use crate::routing::{RETRY_MS, ask_relayed, finish_read, route_commands, start_reads};
 use crate::shared::ReadResult;
 use crate::status::GroupStatus;
 use crate::timers::Timers;
@@ -142,6 +144,7 @@ pub(crate) struct Shard {
     /// What this round received counts against the receive budget until what it wrote is durable: a follower whose disk
     /// is slow takes less, rather than gathering it in memory.
     pub(crate) permits: Vec<Arc<ReceivePermit>>,
+    pub(crate) doubts: Arc<Doubts>,
     pub(crate) failed: bool,
 }
 
@@ -333,9 +336,13 @@ impl Shard {
                 Some(_) => None,
             };
             if let Some(outcome) = refusal {
+                if p.asks {
+                    // Whether the command itself was taken earlier is not known here.
+                    continue;
+                }
                 self.transport.send_proposal_reply(
                     from,
-                    ProposalReply { group: p.group, id: p.id, term: p.term, outcome },
+                    ProposalReply { group: p.group, id: p.id, term: p.term, number: p.at.number, outcome },
                 );
                 continue;
             }
@@ -351,12 +358,14 @@ impl Shard {
         for reply in replies {
             let Some(host) = self.groups.get_mut(&reply.group) else { continue };
             // The answer to an earlier attempt comes late: the command may be in the log by the one that came after it.
-            let attempt = host.shared.waiters.lock().get(&reply.id).map(|waiter| waiter.attempt);
-            if !attempt.is_some_and(|attempt| attempt.is_of(reply.term)) {
+            let waiters = host.shared.waiters.lock();
+            if !waiters.get(&reply.id).is_some_and(|waiter| waiter.is_of(reply.term, reply.number)) {
                 continue;
             }
+            drop(waiters);
             match reply.outcome {
                 ProposalOutcome::NotSent | ProposalOutcome::NotLeader { .. } => {
+                    host.relay.over(reply.number);
                     if let Some(waiter) = host.shared.waiters.lock().get_mut(&reply.id)
                         && waiter.attempt.refused(reply.term)
                     {
@@ -365,7 +374,14 @@ impl Shard {
                     }
                 }
                 // Its fate is told by this store's own log.
-                ProposalOutcome::Accepted { .. } => {}
+                ProposalOutcome::Accepted { .. } | ProposalOutcome::InProgress => {
+                    let now = self.clock.now();
+                    host.relay.in_progress(now, reply.id, reply.term, reply.number);
+                    let patience = Duration::from_millis(2 * host.core.election_timer_ms());
+                    if let Some(waiter) = host.shared.waiters.lock().get_mut(&reply.id) {
+                        waiter.alive_until = Some(Instant::now() + patience);
+                    }
+                }
                 ProposalOutcome::Failed { reason } => {
                     tracing::warn!(group = %reply.group, %reason, "the leader's store refuses a command");
                     host.shared.waiters.finish(
@@ -437,8 +453,13 @@ impl Shard {
             return;
         }
         let index = meta.index;
-        let message =
-            Message { from: host.core.id(), to, term: host.core.term(), body: Body::InstallSnapshot(meta) };
+        let message = Message {
+            from: host.core.id(),
+            to,
+            term: host.core.term(),
+            doubt: None,
+            body: Body::InstallSnapshot(meta),
+        };
         tracing::info!(%group, %to, %index, "sends a snapshot");
         host.sending.retain(|(replica, _)| *replica != to);
         host.sending.push((to, index));
@@ -473,11 +494,19 @@ impl Shard {
             }
             if !self.failed {
                 route_commands(host, &self.transport, now);
+                ask_relayed(host, &self.transport, now);
                 start_reads(host, now);
+            } else {
+                // Everybody who waited has been answered.
+                host.relay = Relay::default();
             }
             let mut write = GroupWrite { group, ..GroupWrite::default() };
             let mut writes = false;
             let mut ready = host.core.ready();
+            if host.in_doubt && !host.core.in_doubt() {
+                host.in_doubt = false;
+                self.doubts.settled(group);
+            }
             if let Some(change) = ready.state_change.take() {
                 note_state_change(host, &change, now);
                 if !host.arrived.is_empty() {
@@ -589,11 +618,8 @@ fn mark(dirty: &mut Vec<GroupId>, host: &mut GroupHost) {
 }
 
 fn set_timer(timers: &mut Timers, host: &GroupHost) {
-    let deadline = match (host.core.next_deadline(), host.retry_at) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    };
-    timers.set(host.shared.id, deadline);
+    let deadlines = [host.core.next_deadline(), host.retry_at, host.relay.next_deadline()];
+    timers.set(host.shared.id, deadlines.into_iter().flatten().min());
 }
 
 fn peers_on(host: &GroupHost, store: StoreId) -> Vec<ReplicaId> {

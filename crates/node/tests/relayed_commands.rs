@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use pontoon_node::{Node, NodeConfig, ProposeError};
 use pontoon_raft_core::message::{AppendEntries, Body, Entries, Heartbeat, Message};
+use pontoon_raft_core::relay::RelayNumber;
 use pontoon_raft_core::types::{Entry, EntryId, GroupId, LogIndex, Payload, ReplicaId, StoreId, Term};
 use pontoon_storage::LogStore;
 use pontoon_storage::disk::memory::MemoryDisk;
@@ -104,7 +105,7 @@ impl Scripted {
     }
 
     fn say(&self, term: u64, body: Body) {
-        let message = Message { from: replica(self.id), to: replica(1), term: Term(term), body };
+        let message = Message { from: replica(self.id), to: replica(1), term: Term(term), doubt: None, body };
         self.transport.send(StoreId(1), GROUP, message);
     }
 
@@ -151,8 +152,37 @@ impl Scripted {
     }
 
     async fn hear_proposal(&mut self) -> RelayedProposal {
-        let wanted = |heard| if let Heard::Proposal(p) = heard { Some(p) } else { None };
+        let wanted = |heard| if let Heard::Proposal(p) = heard { Some(p).filter(|p| !p.asks) } else { None };
         self.hear("a relayed command", wanted).await
+    }
+
+    async fn hear_question(&mut self) -> RelayedProposal {
+        let wanted = |heard| if let Heard::Proposal(p) = heard { Some(p).filter(|p| p.asks) } else { None };
+        self.hear("a question about a relayed command", wanted).await
+    }
+
+    async fn hear_reply(&mut self) -> ProposalReply {
+        let wanted = |heard| if let Heard::Reply(r) = heard { Some(r) } else { None };
+        self.hear("an answer", wanted).await
+    }
+
+    fn answer(&self, p: &RelayedProposal, outcome: ProposalOutcome) {
+        let (group, id, term, number) = (p.group, p.id, p.term, p.at.number);
+        self.transport.send_proposal_reply(StoreId(1), ProposalReply { group, id, term, number, outcome });
+    }
+
+    /// Heartbeats from now on, until the task is aborted.
+    fn beat(&self, term: u64) -> tokio::task::JoinHandle<()> {
+        let (transport, from) = (self.transport.clone(), replica(self.id));
+        tokio::spawn(async move {
+            for round in 2.. {
+                let heartbeat = Heartbeat { leader_commit: LogIndex::ZERO, round, quiesce: false };
+                let body = Body::Heartbeat(heartbeat);
+                let message = Message { from, to: replica(1), term: Term(term), doubt: None, body };
+                transport.send(StoreId(1), GROUP, message);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
     }
 
     /// Answers the candidates that were heard of.
@@ -188,7 +218,12 @@ struct Scene {
 }
 
 impl Scene {
+    /// Elections happen when the script says so.
     async fn start(propose_timeout: Duration) -> Self {
+        Self::with_timer(propose_timeout, 600_000).await
+    }
+
+    async fn with_timer(propose_timeout: Duration, election_timer_ms: u64) -> Self {
         let mut listeners = Vec::new();
         for _ in 0..3 {
             listeners.push(TcpListener::bind("127.0.0.1:0").await.expect("a free port"));
@@ -201,8 +236,7 @@ impl Scene {
         let (log, _) = LogStore::open_on(Arc::new(MemoryDisk::new()), options()).expect("the disk is fine");
         let mut config = NodeConfig::new(StoreId(1));
         config.shards = 1;
-        // Elections happen when the script says so.
-        config.election_timer_ms = 600_000;
+        config.election_timer_ms = election_timer_ms;
         config.propose_timeout = propose_timeout;
         let links = TransportConfig::new(CLUSTER, StoreId(1), "n1");
         let node = Node::start(config, 7, log, links).expect("threads");
@@ -261,13 +295,7 @@ async fn a_late_answer_to_an_earlier_attempt_starts_no_further_one() {
     let second = scene.three.hear_proposal().await;
     assert_eq!((second.term, second.id, &second.data), (Term(6), first.id, &first.data));
 
-    let reply = ProposalReply {
-        group: GROUP,
-        id: first.id,
-        term: first.term,
-        outcome: ProposalOutcome::NotLeader { leader: Some(replica(3)) },
-    };
-    scene.two.transport.send_proposal_reply(StoreId(1), reply);
+    scene.two.answer(&first, ProposalOutcome::NotLeader { leader: Some(replica(3)) });
     tokio::time::sleep(LONG_ENOUGH_TO_TRY_AGAIN).await;
     scene.three.append(6, second.id, Payload::Command(second.data));
     assert_eq!(answer.await, Ok(Bytes::from("2")), "executed at index 2");
@@ -284,15 +312,15 @@ async fn a_refusal_of_the_attempt_itself_is_followed_by_another() {
     scene.two.lead(&scene.node, 5).await;
     let answer = scene.propose("command");
     let first = scene.two.hear_proposal().await;
-    let refuse = |p: &RelayedProposal| ProposalReply {
-        group: GROUP,
-        id: p.id,
-        term: p.term,
-        outcome: ProposalOutcome::NotLeader { leader: None },
-    };
-    scene.two.transport.send_proposal_reply(StoreId(1), refuse(&first));
+    scene.two.answer(&first, ProposalOutcome::NotLeader { leader: None });
     let again = scene.two.hear_proposal().await;
     assert_eq!((again.term, again.id), (first.term, first.id));
+    // The same answer once more is about the first attempt, and the second one is under way.
+    scene.two.answer(&first, ProposalOutcome::NotLeader { leader: None });
+    tokio::time::sleep(LONG_ENOUGH_TO_TRY_AGAIN).await;
+    while let Ok(heard) = scene.two.heard.try_recv() {
+        assert!(!matches!(heard, Heard::Proposal(_)), "relayed once more: {heard:?}");
+    }
     scene.two.append(5, again.id, Payload::Command(again.data));
     assert_eq!(answer.await, Ok(Bytes::from("1")));
     scene.stop().await;
@@ -315,7 +343,27 @@ async fn a_caller_learns_whether_the_command_may_still_be_executed() {
 async fn a_command_for_an_earlier_leadership_is_refused() {
     let mut scene = Scene::start(PATIENCE).await;
     scene.two.lead(&scene.node, 5).await;
-    // Store 1 takes over, with the votes of the others. It has to ask again where a link was not up yet.
+    let term = elect_one(&mut scene).await;
+    for (number, wrong) in [(1, 5), (2, term - 1), (3, term + 1)] {
+        let command = relayed(Term(wrong), EntryId(99), number, false);
+        until("room in the queue", || async {
+            scene.two.transport.send_proposal(StoreId(1), command.clone()).ok()
+        })
+        .await;
+        let reply = scene.two.hear_reply().await;
+        assert_eq!((reply.id, reply.term), (EntryId(99), Term(wrong)));
+        assert!(matches!(reply.outcome, ProposalOutcome::NotLeader { .. }), "{reply:?}");
+    }
+    scene.stop().await;
+}
+
+fn relayed(term: Term, id: EntryId, number: u64, asks: bool) -> RelayedProposal {
+    let data = if asks { Bytes::new() } else { Bytes::from(format!("number {number}")) };
+    RelayedProposal { group: GROUP, term, id, at: RelayNumber { number, floor: 1 }, asks, data }
+}
+
+/// Store 1 takes over, with the votes of the others. It has to ask again where a link was not up yet. Returns its term.
+async fn elect_one(scene: &mut Scene) -> u64 {
     let node = scene.node.clone();
     let electing = async {
         loop {
@@ -332,22 +380,91 @@ async fn a_command_for_an_earlier_leadership_is_refused() {
         }
     };
     tokio::time::timeout(PATIENCE, electing).await.expect("elected");
-    let (term, _) = node.leadership(GROUP).expect("open");
-    for wrong in [5, term - 1, term + 1] {
-        let command = RelayedProposal {
-            group: GROUP,
-            term: Term(wrong),
-            id: EntryId(99),
-            data: Bytes::from_static(b"late"),
-        };
-        until("room in the queue", || async {
-            scene.two.transport.send_proposal(StoreId(1), command.clone()).ok()
-        })
-        .await;
-        let wanted = |heard| if let Heard::Reply(r) = heard { Some(r) } else { None };
-        let reply = scene.two.hear("an answer", wanted).await;
-        assert_eq!((reply.id, reply.term), (EntryId(99), Term(wrong)));
+    node.leadership(GROUP).expect("open").0
+}
+
+/// A command is lost on the wire, and the leader stays: it is asked, has never seen the command, and gets it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_is_lost_on_the_wire_is_found_out() {
+    let mut scene = Scene::with_timer(PATIENCE, 500).await;
+    scene.two.lead(&scene.node, 5).await;
+    let beating = scene.two.beat(5);
+    let answer = scene.propose("command");
+    let lost = scene.two.hear_proposal().await;
+    let question = scene.two.hear_question().await;
+    assert_eq!((question.id, question.term, question.at.number), (lost.id, lost.term, lost.at.number));
+    assert!(question.data.is_empty());
+    scene.two.answer(&question, ProposalOutcome::NotLeader { leader: Some(replica(2)) });
+    let again = scene.two.hear_proposal().await;
+    assert_eq!((again.id, again.term, &again.data), (lost.id, lost.term, &lost.data));
+    assert!(again.at.number > lost.at.number && again.at.floor > lost.at.number, "{:?}", again.at);
+    scene.two.append(5, again.id, Payload::Command(again.data));
+    assert_eq!(answer.await, Ok(Bytes::from("1")));
+    beating.abort();
+    scene.stop().await;
+}
+
+/// As long as the leader says that a command is in progress, its caller waits, however long.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_in_progress_does_not_time_out() {
+    let timeout = Duration::from_millis(700);
+    let mut scene = Scene::with_timer(timeout, 400).await;
+    scene.two.lead(&scene.node, 5).await;
+    let beating = scene.two.beat(5);
+    let began = tokio::time::Instant::now();
+    let answer = scene.propose("command");
+    let command = scene.two.hear_proposal().await;
+    while began.elapsed() < 3 * timeout {
+        let question = scene.two.hear_question().await;
+        scene.two.answer(&question, ProposalOutcome::InProgress);
+    }
+    scene.two.append(5, command.id, Payload::Command(command.data));
+    assert_eq!(answer.await, Ok(Bytes::from("1")));
+    beating.abort();
+    scene.stop().await;
+}
+
+/// A leader that is heard and says nothing of a command is given up after two election timers, not after the whole patience.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_leader_is_given_up_after_two_timers() {
+    let mut scene = Scene::with_timer(PATIENCE, 400).await;
+    scene.two.lead(&scene.node, 5).await;
+    let beating = scene.two.beat(5);
+    let began = tokio::time::Instant::now();
+    let answer = scene.propose("command");
+    scene.two.hear_question().await;
+    assert_eq!(answer.await, Err(ProposeError::TimedOut));
+    assert!(
+        began.elapsed() >= Duration::from_millis(800) && began.elapsed() < PATIENCE,
+        "{:?}",
+        began.elapsed()
+    );
+    beating.abort();
+    scene.stop().await;
+}
+
+/// A leader says of what it took that it is in progress; what it never saw is void from the question on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_answers_questions_and_takes_nothing_after_a_denial() {
+    let mut scene = Scene::start(PATIENCE).await;
+    let term = Term(elect_one(&mut scene).await);
+    let ask = |scene: &Scene, number, asks| {
+        let command = relayed(term, EntryId(90 + u128::from(number)), number, asks);
+        scene.two.transport.send_proposal(StoreId(1), command).expect("room in the queue");
+    };
+    ask(&scene, 1, false);
+    ask(&scene, 1, true);
+    assert_eq!(scene.two.hear_reply().await.outcome, ProposalOutcome::InProgress);
+    for asks in [true, true, false] {
+        ask(&scene, 2, asks);
+        let reply = scene.two.hear_reply().await;
+        assert_eq!((reply.number, reply.id), (2, EntryId(92)));
         assert!(matches!(reply.outcome, ProposalOutcome::NotLeader { .. }), "{reply:?}");
     }
+    // Only the first one is in the log, behind the term's own entry.
+    let log = scene.node.log().group(GROUP).expect("open").last_index;
+    let entries = scene.node.log().entries(GROUP, LogIndex(1)..log.next(), 1 << 20).expect("it is in memory");
+    let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
+    assert_eq!(ids, [EntryId::NONE, EntryId(91)]);
     scene.stop().await;
 }

@@ -1,30 +1,33 @@
 //! Elections (thesis 3.4): asking for votes, giving them, counting them.
 
-use std::collections::BTreeMap;
-
+use crate::doubt::{self, Answers};
 use crate::message::{Body, VoteRequest};
-use crate::quorum::{VoteResult, joint};
+use crate::quorum::VoteResult;
 use crate::raft::{NUMBER_MAX, Raft, RoleState};
-use crate::types::{Configuration, HardState, ReplicaId};
+use crate::types::{DoubtId, HardState, ReplicaId};
 
 /// The answers of one (pre-)election.
 #[derive(Clone, Debug)]
 pub(crate) struct Election {
-    votes: BTreeMap<ReplicaId, bool>,
+    pub(crate) votes: Answers,
+}
+
+/// One answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Answer {
+    pub(crate) granted: bool,
+    /// Who gave it is in doubt: a yes counts only if everybody says so.
+    pub(crate) doubt: Option<DoubtId>,
 }
 
 impl Election {
-    pub(crate) fn of(own: ReplicaId) -> Self {
-        Self { votes: [(own, true)].into() }
+    pub(crate) fn of(own: ReplicaId, doubt: Option<DoubtId>) -> Self {
+        Self { votes: [(own, Answer { granted: true, doubt })].into() }
     }
 
     /// The first answer counts: a repeated message cannot change it. Who does not vote is not counted.
-    pub(crate) fn answer(&mut self, from: ReplicaId, granted: bool) {
-        self.votes.entry(from).or_insert(granted);
-    }
-
-    pub(crate) fn result(&self, configuration: &Configuration) -> VoteResult {
-        joint::vote(configuration, |id| self.votes.get(&id).copied())
+    pub(crate) fn answer(&mut self, from: ReplicaId, granted: bool, doubt: Option<DoubtId>) {
+        self.votes.entry(from).or_insert(Answer { granted, doubt });
     }
 }
 
@@ -51,6 +54,10 @@ impl Raft {
     /// The timer ran out, or somebody wants this replica to lead, whatever the others hear.
     pub(crate) fn start_election(&mut self, cause: Cause) {
         if !self.may_campaign() || matches!(self.role, RoleState::Leader(_)) {
+            return;
+        }
+        if self.doubt.is_some() && cause != Cause::Timeout {
+            // It would disturb a leader that lives, and nearly always lose.
             return;
         }
         if cause != Cause::Leader
@@ -81,7 +88,7 @@ impl Raft {
         }
         self.end_role();
         self.set_hard_state(HardState { term: self.term().next(), voted_for: Some(self.id()) });
-        self.role = RoleState::Candidate(Election::of(self.id()));
+        self.role = RoleState::Candidate(Election::of(self.id(), self.doubt.map(|own| own.id)));
         self.state_changed = true;
         self.set_candidate_deadline();
         let request = self.vote_request(leadership_transfer);
@@ -98,6 +105,10 @@ impl Raft {
     }
 
     pub(crate) fn other_voters(&self) -> Vec<ReplicaId> {
+        if self.met_doubt || self.doubt.is_some() {
+            // It may take everybody's word.
+            return self.log.voters_until_commit().into_iter().filter(|id| *id != self.id()).collect();
+        }
         let configuration = self.log.configuration();
         configuration
             .voters
@@ -135,19 +146,30 @@ impl Raft {
         self.send(from, Body::RequestVoteReply { granted });
     }
 
-    pub(crate) fn handle_request_vote_reply(&mut self, from: ReplicaId, granted: bool) {
+    pub(crate) fn handle_request_vote_reply(
+        &mut self,
+        from: ReplicaId,
+        granted: bool,
+        doubt: Option<DoubtId>,
+    ) {
         let RoleState::Candidate(election) = &mut self.role else { return };
-        if !self.log.configuration().is_voter(from) {
+        if !self.log.votes_until_commit(from) {
             return;
         }
-        election.answer(from, granted);
+        self.met_doubt |= doubt.is_some();
+        election.answer(from, granted, doubt);
         self.count_votes();
     }
 
     fn count_votes(&mut self) {
         let RoleState::Candidate(election) = &self.role else { return };
-        match election.result(self.log.configuration()) {
-            VoteResult::Won => self.become_leader(),
+        let everybody = self.log.voters_until_commit();
+        match doubt::election_result(election, self.log.configuration(), &everybody, self.id()) {
+            VoteResult::Won => {
+                let election = election.clone();
+                self.become_leader();
+                self.elected_with_doubts(&election, &everybody);
+            }
             VoteResult::Lost => self.lose_election(),
             VoteResult::Pending => {}
         }

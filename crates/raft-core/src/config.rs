@@ -85,4 +85,8 @@ pub struct InitialState {
     pub snapshot: SnapshotMeta,
     /// The log's last entry; `snapshot.index` if there is none.
     pub last_index: LogIndex,
+    /// The log's last record may be missing, though it was acknowledged: the replica neither votes for itself nor counts until a
+    /// leader has settled that (`doubt.rs`; [`Group::in_doubt`](crate::Group::in_doubt)). Too often true costs availability,
+    /// wrongly false costs acknowledged entries.
+    pub doubt: bool,
 }

@@ -192,10 +192,12 @@ impl Raft {
     }
 
     pub(crate) fn handle_heartbeat(&mut self, from: ReplicaId, heartbeat: Heartbeat) {
-        if self.log.commit_to(heartbeat.leader_commit) {
+        // In doubt the log may not match any more where the leader believes that it does; appends will tell.
+        if self.doubt.is_none() && self.log.commit_to(heartbeat.leader_commit) {
             self.after_commit();
         }
-        let nothing_to_do = !self.log.has_work()
+        let nothing_to_do = self.doubt.is_none()
+            && !self.log.has_work()
             && self.log.last() == self.log.stable()
             && self.log.last() == self.log.commit()
             && self.log.last() == heartbeat.leader_commit;

@@ -57,7 +57,7 @@ impl<L: LogView> Group<L> {
     /// # Errors
     /// The storage's memory contradicts itself: it is damaged.
     pub fn new(config: Config, initial: InitialState, log: L, now: u64) -> Result<Self, InitError> {
-        let InitialState { hard_state, commit, applied, snapshot, last_index } = initial;
+        let InitialState { hard_state, commit, applied, snapshot, last_index, doubt } = initial;
         if applied < snapshot.index || last_index < applied {
             return Err(InitError::Indexes { snapshot: snapshot.index, applied, last: last_index });
         }
@@ -82,7 +82,7 @@ impl<L: LogView> Group<L> {
             return Err(InitError::TermBehindLog { stored: hard_state.term, log: log_term });
         }
         core.recovered(commit.max(applied).min(last_index), applied);
-        Ok(Self { raft: Raft::new(config, hard_state, core, now), view: log })
+        Ok(Self { raft: Raft::new(config, hard_state, core, doubt, now), view: log })
     }
 
     /// Appends commands to the leader's log: all of them, or none. Returns their indexes.
@@ -350,6 +350,12 @@ impl<L: LogView> Group<L> {
         self.raft.quiesced
     }
 
+    /// Whether the log may still lack what was acknowledged (`InitialState::doubt`): `false` once that is settled, durably. A
+    /// host that started its replicas in doubt asks after each `Ready`.
+    pub fn in_doubt(&self) -> bool {
+        self.raft.doubt.is_some()
+    }
+
     /// The log, as the host gave it.
     pub fn log_view(&self) -> &L {
         &self.view
@@ -385,6 +391,7 @@ impl<L: LogView> Group<L> {
                 inflight_bytes: p.inflights.bytes(),
                 silent_ms: p.heard_at.map(|at| raft.now.saturating_sub(at)),
                 lost_acknowledged: p.lost_acknowledged,
+                in_doubt: p.doubt.is_some(),
             };
             leader.followers.iter().map(status).collect()
         });
@@ -404,6 +411,7 @@ impl<L: LogView> Group<L> {
             election_timer_ms: raft.election_timer_ms,
             quiesced: raft.quiesced,
             failed: raft.failed,
+            in_doubt: raft.doubt.is_some(),
             held_messages: raft.outbox.held(),
             uncommitted_bytes: leader.map_or(0, |leader| leader.uncommitted_bytes),
             transferring_to: leader.and_then(|leader| leader.transfer.map(|transfer| transfer.to)),

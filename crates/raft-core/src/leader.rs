@@ -34,7 +34,7 @@ pub(crate) struct Leader {
     /// Servers that are being added or removed.
     pub(crate) changes: ServerChanges,
     /// The term's no-op: what is committed is known once this is.
-    first_index: LogIndex,
+    pub(crate) first_index: LogIndex,
     /// Proposals that wait for commit: last index and bytes of each batch.
     uncommitted: VecDeque<(LogIndex, u64)>,
     /// The sum of the bytes in `uncommitted`.
@@ -224,6 +224,7 @@ impl Raft {
                 || leader
                     .followers
                     .get(id)
+                    .filter(|p| p.doubt.is_none())
                     .and_then(|p| p.heard_at)
                     .is_some_and(|at| at.saturating_add(self.election_timer_ms) > self.now)
         };
@@ -263,7 +264,7 @@ impl Raft {
         let stable = self.log.stable().0;
         // The own entries count once they are durable, like everybody's.
         let reached = joint::reached(self.log.configuration(), |voter| {
-            if voter == id { stable } else { leader.followers.get(&voter).map_or(0, |p| p.match_index.0) }
+            if voter == id { stable } else { leader.followers.get(&voter).map_or(0, |p| p.counted_match().0) }
         });
         let reached = LogIndex(reached);
         if reached <= self.log.commit() || self.log.terms.term(reached) != Some(self.hard_state.term) {
@@ -335,6 +336,7 @@ impl Raft {
         }
         self.expire_reads();
         if !self.try_quiesce() {
+            self.advance_doubts();
             self.broadcast_heartbeat();
             self.advance_transfer();
         }
@@ -347,7 +349,10 @@ impl Raft {
             if voter == self.id() {
                 self.now
             } else {
-                leader.followers.get(&voter).map_or(0, |p| p.heard_at.unwrap_or(0).max(leader.since))
+                let heard = |p: &Progress| p.heard_at.unwrap_or(0).max(leader.since);
+                // A follower in doubt commits nothing: a leader with nobody else leads nothing, unless that is about to be settled.
+                let followers = &leader.followers;
+                followers.get(&voter).map_or(0, |p| p.doubt.map_or_else(|| heard(p), |doubt| doubt.since))
             }
         });
         self.now < heard.saturating_add(self.election_timer_ms)
@@ -393,7 +398,10 @@ impl Raft {
             && leader.transfer.is_none()
             && !leader.resigns
             && leader.changes.is_empty()
-            && leader.followers.values().all(|p| p.match_index == last && p.state == SendState::Replicate);
+            && leader
+                .followers
+                .values()
+                .all(|p| p.match_index == last && p.state == SendState::Replicate && p.doubt.is_none());
         if !idle {
             return false;
         }

@@ -80,7 +80,7 @@ impl Raft {
     pub(crate) fn lease_answer(&mut self, from: ReplicaId, round: u64) {
         let RoleState::Leader(leader) = &mut self.role else { return };
         let Some(progress) = leader.followers.get_mut(&from) else { return };
-        if progress.lease_round.is_none_or(|first| round < first) {
+        if progress.doubt.is_some() || progress.lease_round.is_none_or(|first| round < first) {
             return;
         }
         if let Some((_, at)) = leader.lease.rounds.iter().find(|(number, _)| *number == round) {

@@ -103,8 +103,8 @@
 //! # Code map
 //! [`group`] is the handle. `raft` holds the state, compares terms and hands over to a role: `follower`, `candidate`,
 //! `leader` (on its own) and `replicate` (with its followers). One extension each: `pre_vote`, `read_index`, `lease`,
-//! `transfer`, [`server_change`] (adding and removing servers in phases), `commands` (prerequisites, overwritten commands). [`attempt`] is the
-//! rule by which a host hands a command on from leader to leader. `log` knows terms, configurations and how far things are; the
+//! `transfer`, [`server_change`] (adding and removing servers in phases), `doubt` (replicas that may have lost their last record), `commands` (prerequisites, overwritten commands). [`attempt`] is the
+//! rule by which a host hands a command on from leader to leader, [`relay`] how it finds out what was lost on the way there. `log` knows terms, configurations and how far things are; the
 //! entries are the host's ([`LogView`]). `tracker` is what a leader knows of each follower. `tickets` and `outbox` hold
 //! back what is not durable. [`quorum`] and [`confchange`] are pure.
 //!
@@ -122,12 +122,14 @@ pub mod mem_log;
 pub mod message;
 pub mod quorum;
 pub mod ready;
+pub mod relay;
 pub mod server_change;
 pub mod status;
 pub mod types;
 
 mod candidate;
 mod commands;
+mod doubt;
 mod follower;
 mod leader;
 mod lease;
@@ -156,6 +158,6 @@ pub use ready::{DropReason, Dropped, Persist, ReadOutcome, Ready, StateChange};
 pub use server_change::{ServerChangeDone, ServerChangeOutcome, ServerPhase};
 pub use status::{FollowerState, FollowerStatus, Status};
 pub use types::{
-    Configuration, Entry, EntryId, GroupId, HardState, LogIndex, Payload, ReplicaId, Role, SnapshotMeta,
-    StoreId, Term, Ticket,
+    Configuration, DoubtId, Entry, EntryId, GroupId, HardState, LogIndex, Payload, ReplicaId, Role,
+    SnapshotMeta, StoreId, Term, Ticket,
 };

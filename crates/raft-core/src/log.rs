@@ -1,6 +1,7 @@
 //! What the core remembers of its log: runs of terms, configurations, how far things are. The entries themselves are
 //! the host's; only those that were not handed out yet are here.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use crate::types::{Configuration, Entry, LogIndex, Payload, ReplicaId, SnapshotMeta, Term};
@@ -229,6 +230,14 @@ impl Log {
         let committed =
             self.configurations.partition_point(|(index, _)| *index <= self.commit).saturating_sub(1);
         self.configurations[committed..].iter().any(|(_, configuration)| configuration.is_voter(id))
+    }
+
+    /// Everybody who votes in the last committed configuration, or in one that came after it.
+    pub(crate) fn voters_until_commit(&self) -> BTreeSet<ReplicaId> {
+        let committed =
+            self.configurations.partition_point(|(index, _)| *index <= self.commit).saturating_sub(1);
+        let configurations = self.configurations[committed..].iter().map(|(_, configuration)| configuration);
+        configurations.flat_map(|c| c.voters.iter().chain(&c.outgoing_voters)).copied().collect()
     }
 
     fn newest_configuration(&self) -> &(LogIndex, Configuration) {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::types::{Entry, LogIndex, ReplicaId, SnapshotMeta, Term};
+use crate::types::{DoubtId, Entry, LogIndex, ReplicaId, SnapshotMeta, Term};
 
 /// One message between two replicas of the same group. The group's id is the host's to add.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -13,6 +13,9 @@ pub struct Message {
     pub to: ReplicaId,
     /// The sender's term; in a pre-vote and in its granted reply, the term that would follow.
     pub term: Term,
+    /// The sender may have lost the last record of its log: what it says proves nothing of what it said before, and counts
+    /// only as `doubt.rs` tells.
+    pub doubt: Option<DoubtId>,
     /// What it says.
     pub body: Body,
 }
@@ -61,6 +64,18 @@ pub enum Body {
         context: u64,
         /// Reads may be served once this index is applied; `None`: ask again, leadership could not be confirmed.
         index: Option<LogIndex>,
+    },
+    /// The leader tells a follower, with each heartbeat, in which doubt it knows it (`doubt.rs`).
+    DoubtCheck {
+        /// Which doubt.
+        doubt: DoubtId,
+        /// The follower has all that it may have lost, and forgotten votes can do no harm.
+        settled: bool,
+    },
+    /// The answer to [`Body::DoubtCheck`] of a follower that is not in that doubt any more.
+    DoubtSettled {
+        /// Which doubt.
+        doubt: DoubtId,
     },
 }
 
@@ -139,7 +154,8 @@ pub struct Heartbeat {
 /// The trace format: `sender -> receiver term: what`.
 impl fmt::Display for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} -> {} term {}: {}", short(self.from), short(self.to), self.term, self.body)
+        write!(f, "{} -> {} term {}: {}", short(self.from), short(self.to), self.term, self.body)?;
+        if self.doubt.is_some() { f.write_str(" (in doubt)") } else { Ok(()) }
     }
 }
 
@@ -194,6 +210,11 @@ impl fmt::Display for Body {
                 write!(f, "ReadIndexReply {context}: {index}")
             }
             Self::ReadIndexReply { context, index: None } => write!(f, "ReadIndexReply {context}: ask again"),
+            // The name is a random number, and says nothing to a reader.
+            Self::DoubtCheck { settled, .. } => {
+                write!(f, "DoubtCheck {}", if *settled { "settled" } else { "open" })
+            }
+            Self::DoubtSettled { .. } => f.write_str("DoubtSettled"),
         }
     }
 }

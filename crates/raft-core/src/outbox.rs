@@ -65,7 +65,7 @@ impl Outbox {
 /// Folds one acknowledgement into the one before it: they are cumulative, so a burst of appends costs one answer.
 fn merge(earlier: Option<&mut Message>, message: &Message) -> bool {
     let Some(earlier) = earlier else { return false };
-    if (earlier.to, earlier.term) != (message.to, message.term) {
+    if (earlier.to, earlier.term, earlier.doubt) != (message.to, message.term, message.doubt) {
         return false;
     }
     match (&mut earlier.body, &message.body) {

@@ -2,16 +2,17 @@
 //! disturbs nobody.
 
 use crate::candidate::Election;
+use crate::doubt;
 use crate::message::{Body, VoteRequest};
 use crate::quorum::VoteResult;
 use crate::raft::{Raft, RoleState};
-use crate::types::{ReplicaId, Term};
+use crate::types::{DoubtId, ReplicaId, Term};
 
 impl Raft {
     /// Starts to ask. No term changes, nothing becomes durable.
     pub(crate) fn become_pre_candidate(&mut self) {
         self.end_role();
-        self.role = RoleState::PreCandidate(Election::of(self.id()));
+        self.role = RoleState::PreCandidate(Election::of(self.id(), self.doubt.map(|own| own.id)));
         self.state_changed = true;
         self.set_candidate_deadline();
         let (term, request) = (self.term().next(), self.vote_request(false));
@@ -32,22 +33,30 @@ impl Raft {
         }
     }
 
-    pub(crate) fn handle_pre_vote_reply(&mut self, from: ReplicaId, term: Term, granted: bool) {
+    pub(crate) fn handle_pre_vote_reply(
+        &mut self,
+        from: ReplicaId,
+        term: Term,
+        granted: bool,
+        doubt: Option<DoubtId>,
+    ) {
         let own = self.term();
         let RoleState::PreCandidate(election) = &mut self.role else { return };
         if granted && term != own.next() {
             return;
         }
-        if !self.log.configuration().is_voter(from) {
+        if !self.log.votes_until_commit(from) {
             return;
         }
-        election.answer(from, granted);
+        self.met_doubt |= doubt.is_some();
+        election.answer(from, granted, doubt);
         self.count_pre_votes();
     }
 
     fn count_pre_votes(&mut self) {
         let RoleState::PreCandidate(election) = &self.role else { return };
-        match election.result(self.log.configuration()) {
+        let everybody = self.log.voters_until_commit();
+        match doubt::election_result(election, self.log.configuration(), &everybody, self.id()) {
             VoteResult::Won => self.become_candidate(false),
             VoteResult::Lost => self.lose_election(),
             VoteResult::Pending => {}

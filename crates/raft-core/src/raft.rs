@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::candidate::{Cause, Election};
 use crate::commands::{LastCommand, Overwritten};
 use crate::config::{Config, ELECTION_TIMER_MS_DEFAULT, PRIORITY_MAX};
+use crate::doubt::OwnDoubt;
 use crate::error::StepError;
 use crate::follower::Follower;
 use crate::leader::Leader;
@@ -16,7 +17,7 @@ use crate::pcg::Pcg;
 use crate::ready::{Dropped, Persist, ReadOutcome, Ready, StateChange};
 use crate::server_change::ServerChangeDone;
 use crate::tickets::Tickets;
-use crate::types::{HardState, LogIndex, Payload, ReplicaId, Role, Term, Ticket};
+use crate::types::{DoubtId, HardState, LogIndex, Payload, ReplicaId, Role, Term, Ticket};
 
 /// Terms and indexes of messages stay below this, so that counting on from them never overflows; no cluster lives long
 /// enough to reach it.
@@ -79,11 +80,16 @@ pub(crate) struct Raft {
     pub(crate) server_changes: Vec<ServerChangeDone>,
     /// The storage failed: nothing is said or done any more.
     pub(crate) failed: bool,
+    /// The log may lack what was acknowledged.
+    pub(crate) doubt: Option<OwnDoubt>,
+    /// Somebody's vote was in doubt: the next election asks everybody whose word unanimity needs.
+    pub(crate) met_doubt: bool,
 }
 
 impl Raft {
-    pub(crate) fn new(config: Config, hard_state: HardState, log: Log, now: u64) -> Self {
-        let rng = Pcg::new(config.seed, config.id.store.0 ^ config.id.number);
+    pub(crate) fn new(config: Config, hard_state: HardState, log: Log, doubt: bool, now: u64) -> Self {
+        let mut rng = Pcg::new(config.seed, config.id.store.0 ^ config.id.number);
+        let doubt = doubt.then(|| OwnDoubt::new(DoubtId(rng.next_u64().max(1))));
         let mut raft = Self {
             role: RoleState::Follower(Follower::default()),
             hard_state,
@@ -105,6 +111,8 @@ impl Raft {
             credits: BTreeMap::new(),
             server_changes: Vec::new(),
             failed: false,
+            doubt,
+            met_doubt: false,
             config,
         };
         raft.role = RoleState::Follower(raft.new_follower(None));
@@ -167,7 +175,7 @@ impl Raft {
         }
         self.check(&message)?;
         self.wake_for(&message);
-        let Message { from, term, body, .. } = message;
+        let Message { from, term, doubt, body, .. } = message;
         if term > self.term() {
             match &body {
                 // Asking for a pre-vote changes nobody's term, and neither does a yes (thesis 9.6).
@@ -177,20 +185,24 @@ impl Raft {
                 Body::RequestVote(request) if !request.leadership_transfer && self.protects_leader() => {
                     return Ok(());
                 }
-                Body::AppendEntries(_) | Body::Heartbeat(_) | Body::InstallSnapshot(_) => {
+                Body::AppendEntries(_)
+                | Body::Heartbeat(_)
+                | Body::InstallSnapshot(_)
+                | Body::DoubtCheck { .. } => {
                     self.become_follower(term, Some(from));
                 }
                 _ => self.become_follower(term, None),
             }
         } else if term < self.term() {
-            self.step_stale(from, term, body);
+            self.step_stale(from, term, doubt, body);
             return Ok(());
         }
+        let counts = term != self.term() || self.hear_doubt(from, doubt);
         match body {
             Body::PreVote(request) => self.handle_pre_vote(from, term, request),
-            Body::PreVoteReply { granted } => self.handle_pre_vote_reply(from, term, granted),
+            Body::PreVoteReply { granted } => self.handle_pre_vote_reply(from, term, granted, doubt),
             Body::RequestVote(request) => self.handle_request_vote(from, request),
-            Body::RequestVoteReply { granted } => self.handle_request_vote_reply(from, granted),
+            Body::RequestVoteReply { granted } => self.handle_request_vote_reply(from, granted, doubt),
             Body::AppendEntries(append) => {
                 self.heard_leader(from)?;
                 self.handle_append(view, from, append)?;
@@ -203,11 +215,18 @@ impl Raft {
                 self.heard_leader(from)?;
                 self.handle_install_snapshot(view, from, snapshot);
             }
+            // Of a life before the doubt, of which it is not known what is left.
+            Body::AppendReply(_) if !counts => {}
             Body::AppendReply(reply) => self.handle_append_reply(from, reply)?,
             Body::HeartbeatReply { round } => self.handle_heartbeat_reply(from, round)?,
             Body::TimeoutNow => self.handle_timeout_now(from),
             Body::ReadIndex { context } => self.handle_read_index(from, context)?,
             Body::ReadIndexReply { context, index } => self.handle_read_index_reply(from, context, index),
+            Body::DoubtCheck { doubt, settled } => {
+                self.heard_leader(from)?;
+                self.handle_doubt_check(from, doubt, settled);
+            }
+            Body::DoubtSettled { doubt } => self.handle_doubt_settled(from, doubt)?,
         }
         Ok(())
     }
@@ -247,6 +266,8 @@ impl Raft {
             Body::PreVoteReply { .. }
             | Body::RequestVoteReply { .. }
             | Body::TimeoutNow
+            | Body::DoubtCheck { .. }
+            | Body::DoubtSettled { .. }
             | Body::ReadIndex { .. } => (LogIndex::ZERO, Term::ZERO),
         };
         if index.0 >= NUMBER_MAX || term.0 >= NUMBER_MAX || message.term.0 >= NUMBER_MAX {
@@ -256,12 +277,12 @@ impl Raft {
     }
 
     /// A message of an older term changes nothing here; but its sender must learn the term, or it would wait for ever.
-    fn step_stale(&mut self, from: ReplicaId, term: Term, body: Body) {
+    fn step_stale(&mut self, from: ReplicaId, term: Term, doubt: Option<DoubtId>, body: Body) {
         let last = self.log.last();
         match body {
             Body::PreVote(_) => self.send(from, Body::PreVoteReply { granted: false }),
             Body::RequestVote(_) => self.send(from, Body::RequestVoteReply { granted: false }),
-            Body::PreVoteReply { granted } => self.handle_pre_vote_reply(from, term, granted),
+            Body::PreVoteReply { granted } => self.handle_pre_vote_reply(from, term, granted, doubt),
             Body::Heartbeat(heartbeat) => self.send(from, Body::HeartbeatReply { round: heartbeat.round }),
             Body::AppendEntries(_) | Body::InstallSnapshot(_) => {
                 let reply =
@@ -397,11 +418,16 @@ impl Raft {
         let start = width * slot / n;
         let jitter = self.rng.between(start, (width * (slot + 1) / n).max(start + 1));
         let reluctance = timer * u64::from(PRIORITY_MAX - self.config.priority.min(PRIORITY_MAX)) / 100;
-        self.election_deadline = self.now.saturating_add(timer + jitter + reluctance);
+        // Who is in doubt can only win if everybody agrees: the others have their turn first.
+        let modesty = if self.doubt.is_some() { timer } else { 0 };
+        self.election_deadline = self.now.saturating_add(timer + jitter + reluctance + modesty);
     }
 
     /// The next try comes soon: nobody leads, and waiting a whole timer would only prolong that.
     pub(crate) fn retry_election_soon(&mut self) {
+        if self.doubt.is_some() {
+            return self.reset_election_deadline();
+        }
         let timer = self.election_timer_ms;
         self.election_deadline = self.now.saturating_add(self.rng.between(timer / 10, timer / 2));
     }
@@ -436,7 +462,7 @@ impl Raft {
     }
 
     /// The ticket at which the current term and vote are durable.
-    fn hard_state_ticket(&self) -> Ticket {
+    pub(crate) fn hard_state_ticket(&self) -> Ticket {
         if self.hard_state_dirty { self.tickets.next() } else { self.tickets.hard_state() }
     }
 
@@ -462,7 +488,8 @@ impl Raft {
         if let Body::AppendReply(AppendReply::Accepted { match_index }) = &body {
             needs = needs.max(self.entries_ticket(*match_index));
         }
-        let message = Message { from: self.id(), to, term, body };
+        let doubt = self.doubt.map(|own| own.id);
+        let message = Message { from: self.id(), to, term, doubt, body };
         self.outbox.push(message, needs, self.tickets.durable(), self.hard_state.term);
     }
 
@@ -477,6 +504,7 @@ impl Raft {
                 self.maybe_commit();
             }
         }
+        self.end_own_doubt();
         self.outbox.release(self.tickets.durable());
     }
 

@@ -224,7 +224,12 @@ impl Raft {
         let own = leader.round;
         let followers = &leader.followers;
         let confirmed = joint::reached(self.log.configuration(), |voter| {
-            if voter == id { own } else { followers.get(&voter).map_or(0, |p| p.acked_round) }
+            if voter == id {
+                own
+            } else {
+                // Who is in doubt may have forgotten that it elected somebody else.
+                followers.get(&voter).filter(|p| p.doubt.is_none()).map_or(0, |p| p.acked_round)
+            }
         });
         let mut remote = Vec::new();
         while leader.reads.rounds.front().is_some_and(|round| round.round <= confirmed) {

@@ -46,7 +46,7 @@ impl Raft {
                     Next::Append(append) => Body::AppendEntries(append),
                     Next::Snapshot(snapshot) => Body::InstallSnapshot(snapshot),
                 };
-                let message = Message { from, to: *to, term, body };
+                let message = Message { from, to: *to, term, doubt: None, body };
                 self.outbox.push(message, needs, self.tickets.durable(), term);
             }
         }

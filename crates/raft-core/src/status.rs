@@ -38,6 +38,8 @@ pub struct Status {
     pub quiesced: bool,
     /// The storage failed.
     pub failed: bool,
+    /// Its log may lack what was acknowledged: it neither leads by its own vote nor counts until that is settled.
+    pub in_doubt: bool,
     /// Messages that wait for the disk.
     pub held_messages: usize,
     /// Leader only: bytes of proposals that wait for commit.
@@ -80,6 +82,8 @@ pub struct FollowerStatus {
     pub silent_ms: Option<u64>,
     /// It refused what it had acknowledged: its disk lost something, and it must be replaced.
     pub lost_acknowledged: bool,
+    /// It started from a log that may lack what it acknowledged: it does not count until it has caught up.
+    pub in_doubt: bool,
 }
 
 /// One line for people.
@@ -97,6 +101,9 @@ impl fmt::Display for Status {
             f,
             ", log [{first_index}, {last_index}], stable {stable_index}, commit {commit_index}, applied {applied_index}"
         )?;
+        if self.in_doubt {
+            f.write_str(", in doubt")?;
+        }
         for (name, ids) in [
             ("voters", &self.configuration.voters),
             ("outgoing", &self.configuration.outgoing_voters),
@@ -114,6 +121,9 @@ impl fmt::Display for Status {
                 f,
                 "; {id} {state:?} match {match_index} next {next_index} in flight {inflight_messages}"
             )?;
+            if follower.in_doubt {
+                f.write_str(" in doubt")?;
+            }
         }
         Ok(())
     }

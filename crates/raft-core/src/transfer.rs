@@ -56,7 +56,9 @@ impl Raft {
         leader
             .followers
             .iter()
-            .filter(|(id, p)| voters.contains(id) && (self.quiesced || alive(p.heard_at)))
+            .filter(|(id, p)| {
+                voters.contains(id) && p.doubt.is_none() && (self.quiesced || alive(p.heard_at))
+            })
             .max_by_key(|(id, p)| (p.match_index, std::cmp::Reverse(**id)))
             .map(|(id, _)| *id)
     }
@@ -65,7 +67,7 @@ impl Raft {
     pub(crate) fn advance_transfer(&mut self) {
         let RoleState::Leader(leader) = &self.role else { return };
         let Some(transfer) = leader.transfer else { return };
-        if leader.followers.get(&transfer.to).is_some_and(|p| p.match_index == self.log.last()) {
+        if leader.followers.get(&transfer.to).is_some_and(|p| p.counted_match() == self.log.last()) {
             if let RoleState::Leader(leader) = &mut self.role {
                 leader.lease.given_up = true;
             }

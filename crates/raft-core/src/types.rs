@@ -41,6 +41,11 @@ id!(
     "{}"
 );
 id!(
+    /// Names a doubt of a replica about its own log (`doubt.rs`); never zero, and another one at each start.
+    DoubtId,
+    "{:x}"
+);
+id!(
     /// Names one batch of state that the host must make durable; see `Group::persisted`.
     Ticket,
     "{}"

@@ -107,7 +107,13 @@ fn body() -> impl Strategy<Value = Body> {
 
 fn message() -> impl Strategy<Value = Message> {
     (1u64..6, prop_oneof![9 => Just(1u64), 1 => Just(2)], number(), body()).prop_map(
-        |(from, to, term, body)| Message { from: replica(from), to: replica(to), term: Term(term), body },
+        |(from, to, term, body)| Message {
+            from: replica(from),
+            to: replica(to),
+            term: Term(term),
+            doubt: None,
+            body,
+        },
     )
 }
 

@@ -119,6 +119,7 @@ fn append(group: u64, index: u64) -> (GroupId, Message) {
         from: ReplicaId { store: A, number: 1 },
         to: ReplicaId { store: B, number: 1 },
         term: Term(1),
+        doubt: None,
         body: Body::AppendEntries(AppendEntries {
             prev_log_index: LogIndex(index),
             prev_log_term: Term(1),
@@ -185,6 +186,7 @@ fn frame() -> pb::LaneFrame {
         from_number: 1,
         to_number: 1,
         term: 1,
+        doubt: 0,
         body: Some(pb::raft_message::Body::Append(pb::AppendEntries {
             prev_log_index: 1000,
             prev_log_term: 1,
@@ -245,6 +247,7 @@ fn round_trips(a: &Store, b: &Store) -> Vec<Duration> {
         from: ReplicaId { store: from, number: 1 },
         to: ReplicaId { store: to, number: 1 },
         term: Term(1),
+        doubt: None,
         body: Body::TimeoutNow,
     };
     let mut times: Vec<Duration> = (0..5000)

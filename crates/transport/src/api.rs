@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use pontoon_raft_core::message::Message;
+use pontoon_raft_core::relay::RelayNumber;
 use pontoon_raft_core::types::{Entry, EntryId, GroupId, LogIndex, ReplicaId, StoreId, Term};
 
 use crate::error::Refused;
@@ -18,6 +19,10 @@ pub struct RelayedProposal {
     pub term: Term,
     /// Names the command; never [`EntryId::NONE`].
     pub id: EntryId,
+    /// Names this attempt, for the receiver's [`Ledger`](pontoon_raft_core::relay::Ledger).
+    pub at: RelayNumber,
+    /// This is not the command, which was sent before, but the question what became of it; `data` is empty.
+    pub asks: bool,
     /// The command.
     pub data: Bytes,
 }
@@ -31,6 +36,8 @@ pub struct ProposalReply {
     pub id: EntryId,
     /// The proposal's term: says which attempt this answers, since a command may be relayed again in a later term.
     pub term: Term,
+    /// The number of the attempt in [`RelayedProposal::at`].
+    pub number: u64,
     /// What became of it.
     pub outcome: ProposalOutcome,
 }
@@ -45,7 +52,10 @@ pub enum ProposalOutcome {
         /// The leader's term.
         term: Term,
     },
-    /// That store does not lead the group. Nothing was appended: retry is safe.
+    /// The leader has taken it, and it is not lost. The answer to a question.
+    InProgress,
+    /// That store does not lead the group, or never saw the attempt. Nothing was appended, and nothing of this attempt will be:
+    /// retry is safe.
     NotLeader {
         /// Who does, as far as that store knows.
         leader: Option<ReplicaId>,

@@ -442,10 +442,11 @@ impl Driver {
     fn report(&self) {
         let events = self.lane.queue.events();
         if !events.not_sent.is_empty() {
-            let replies = events.not_sent.into_iter().map(|(group, id, term)| ProposalReply {
+            let replies = events.not_sent.into_iter().map(|(group, id, term, number)| ProposalReply {
                 group,
                 id,
                 term,
+                number,
                 outcome: ProposalOutcome::NotSent,
             });
             self.shared.inbound.proposal_replies(self.lane.store, replies.collect());

@@ -63,6 +63,7 @@
 //!     from: ReplicaId { store: alice, number: 1 },
 //!     to: ReplicaId { store: bob, number: 1 },
 //!     term: Term(3),
+//!     doubt: None,
 //!     body: Body::TimeoutNow,
 //! };
 //! // Nothing is promised about a message sent before the link is up, so it is sent until it arrives.

@@ -238,11 +238,12 @@ fn take_proposals(shared: &Arc<Shared>, greeted: &Greeted, proposals: Vec<Relaye
                 group: p.group,
                 id: p.id,
                 term: p.term,
+                number: p.at.number,
                 outcome: ProposalOutcome::Overloaded,
             })
         };
-        // If there is no room for the answer, the proposer's deadline is the answer.
-        let _ = peer.control.queue.push(proposals.into_iter().map(overloaded));
+        // If there is no room for the answer, the proposer asks. A question that is dropped is asked again.
+        let _ = peer.control.queue.push(proposals.into_iter().filter(|p| !p.asks).map(overloaded));
     }
 }
 

@@ -73,7 +73,8 @@ impl Item {
 #[derive(Debug, Default)]
 pub(crate) struct Events {
     pub(crate) unreachable: Vec<GroupId>,
-    pub(crate) not_sent: Vec<(GroupId, EntryId, Term)>,
+    /// With the numbers of the attempts.
+    pub(crate) not_sent: Vec<(GroupId, EntryId, Term, u64)>,
 }
 
 /// What goes into the next frame.
@@ -312,7 +313,9 @@ impl SendQueue {
         for item in items {
             match item {
                 Item::Raft(group, _) => inner.lose(group),
-                Item::Proposal(p) => inner.events.not_sent.push((p.group, p.id, p.term)),
+                // A question that is lost says nothing of what it asks about.
+                Item::Proposal(p) if p.asks => {}
+                Item::Proposal(p) => inner.events.not_sent.push((p.group, p.id, p.term, p.at.number)),
                 // Its proposer waits for the commit or its own deadline, as for any reply lost on the way.
                 Item::Reply(_) => {}
             }
@@ -430,7 +433,8 @@ impl SendQueue {
                 inner.counters.dropped += 1;
                 match item {
                     Item::Raft(group, _) => inner.lose(group),
-                    Item::Proposal(p) => inner.events.not_sent.push((p.group, p.id, p.term)),
+                    Item::Proposal(p) if p.asks => {}
+                    Item::Proposal(p) => inner.events.not_sent.push((p.group, p.id, p.term, p.at.number)),
                     Item::Reply(_) => {}
                 }
             }

@@ -14,8 +14,10 @@ use pontoon_proto::peer::v1 as pb;
 use pontoon_raft_core::message::{
     AppendEntries, AppendReply, Body, Entries, Heartbeat, Message, VoteRequest,
 };
+use pontoon_raft_core::relay::RelayNumber;
 use pontoon_raft_core::types::{
-    Configuration, Entry, EntryId, GroupId, LogIndex, Payload, ReplicaId, SnapshotMeta, StoreId, Term,
+    Configuration, DoubtId, Entry, EntryId, GroupId, LogIndex, Payload, ReplicaId, SnapshotMeta, StoreId,
+    Term,
 };
 use prost::Message as _;
 
@@ -90,12 +92,15 @@ pub(crate) fn message_to_wire(group: GroupId, message: Message, entries: Vec<Ent
         Body::ReadIndexReply { context, index } => {
             Wire::ReadIndexReply(pb::ReadIndexReply { context, index: index.map(|i| i.0) })
         }
+        Body::DoubtCheck { doubt, settled } => Wire::DoubtCheck(pb::DoubtCheck { doubt: doubt.0, settled }),
+        Body::DoubtSettled { doubt } => Wire::DoubtSettled(doubt.0),
     };
     pb::RaftMessage {
         group: group.0,
         from_number: message.from.number,
         to_number: message.to.number,
         term: message.term.0,
+        doubt: message.doubt.map_or(0, |doubt| doubt.0),
         body: Some(body),
     }
 }
@@ -133,7 +138,16 @@ fn configuration_to_wire(c: &Configuration) -> pb::Configuration {
 
 pub(crate) fn proposal_to_wire(p: RelayedProposal) -> pb::RelayedProposal {
     let (id_high, id_low) = id_to_wire(p.id);
-    pb::RelayedProposal { group: p.group.0, id_high, id_low, data: p.data, term: p.term.0 }
+    pb::RelayedProposal {
+        group: p.group.0,
+        id_high,
+        id_low,
+        data: p.data,
+        term: p.term.0,
+        number: p.at.number,
+        floor: p.at.floor,
+        asks: p.asks,
+    }
 }
 
 pub(crate) fn reply_to_wire(r: ProposalReply) -> pb::ProposalReply {
@@ -143,6 +157,7 @@ pub(crate) fn reply_to_wire(r: ProposalReply) -> pb::ProposalReply {
         ProposalOutcome::Accepted { index, term } => {
             Wire::Accepted(pb::LogPosition { index: index.0, term: term.0 })
         }
+        ProposalOutcome::InProgress => Wire::InProgress(true),
         ProposalOutcome::NotLeader { leader } => {
             let leader = leader.unwrap_or_default();
             Wire::NotLeader(pb::NotLeader { store: leader.store.0, number: leader.number })
@@ -151,7 +166,14 @@ pub(crate) fn reply_to_wire(r: ProposalReply) -> pb::ProposalReply {
         ProposalOutcome::Overloaded | ProposalOutcome::NotSent => Wire::Overloaded(true),
         ProposalOutcome::Failed { reason } => Wire::Failed(cut(reason)),
     };
-    pb::ProposalReply { group: r.group.0, id_high, id_low, outcome: Some(outcome), term: r.term.0 }
+    pb::ProposalReply {
+        group: r.group.0,
+        id_high,
+        id_low,
+        outcome: Some(outcome),
+        term: r.term.0,
+        number: r.number,
+    }
 }
 
 fn id_to_wire(id: EntryId) -> (u64, u64) {
@@ -265,11 +287,15 @@ fn message_from_wire(
             context: r.context,
             index: r.index.map(|i| number("a read index", i)).transpose()?.map(LogIndex),
         },
+        // Names of doubts are any numbers.
+        Wire::DoubtCheck(c) => Body::DoubtCheck { doubt: DoubtId(c.doubt), settled: c.settled },
+        Wire::DoubtSettled(doubt) => Body::DoubtSettled { doubt: DoubtId(doubt) },
     };
     let message = Message {
         from: ReplicaId { store: ends.from, number: message.from_number },
         to: ReplicaId { store: ends.to, number: message.to_number },
         term,
+        doubt: Some(DoubtId(message.doubt)).filter(|doubt| doubt.0 != 0),
         body,
     };
     Ok((group, message))
@@ -368,7 +394,11 @@ fn proposal_from_wire(p: pb::RelayedProposal, keep: Keep) -> Result<RelayedPropo
         return Err(WireError::Missing { what: "a proposal's id" });
     }
     let term = Term(number("a term", p.term)?);
-    Ok(RelayedProposal { group: GroupId(p.group), term, id, data: keep.data(p.data) })
+    let at = RelayNumber {
+        number: number("an attempt's number", p.number)?,
+        floor: number("an attempt's floor", p.floor)?,
+    };
+    Ok(RelayedProposal { group: GroupId(p.group), term, id, at, asks: p.asks, data: keep.data(p.data) })
 }
 
 fn reply_from_wire(r: pb::ProposalReply) -> Result<ProposalReply, WireError> {
@@ -378,6 +408,7 @@ fn reply_from_wire(r: pb::ProposalReply) -> Result<ProposalReply, WireError> {
             index: LogIndex(number("a log index", at.index)?),
             term: Term(number("a term", at.term)?),
         },
+        Wire::InProgress(_) => ProposalOutcome::InProgress,
         Wire::NotLeader(l) => ProposalOutcome::NotLeader {
             leader: (l.store != 0).then_some(ReplicaId { store: StoreId(l.store), number: l.number }),
         },
@@ -385,7 +416,13 @@ fn reply_from_wire(r: pb::ProposalReply) -> Result<ProposalReply, WireError> {
         Wire::Failed(reason) => ProposalOutcome::Failed { reason: cut(reason) },
     };
     let term = Term(number("a term", r.term)?);
-    Ok(ProposalReply { group: GroupId(r.group), id: id_from_wire(r.id_high, r.id_low), term, outcome })
+    Ok(ProposalReply {
+        group: GroupId(r.group),
+        id: id_from_wire(r.id_high, r.id_low),
+        term,
+        number: number("an attempt's number", r.number)?,
+        outcome,
+    })
 }
 
 fn id_from_wire(high: u64, low: u64) -> EntryId {

@@ -92,12 +92,13 @@ fn proposals_go_there_and_answers_come_back() {
             leader: Some(pontoon_raft_core::types::ReplicaId { store: a.id, number: 4 }),
         },
         ProposalOutcome::Overloaded,
+        ProposalOutcome::InProgress,
         ProposalOutcome::Failed { reason: "no such group".to_owned() },
     ];
     for outcome in outcomes.clone() {
         b.transport.send_proposal_reply(
             a.id,
-            ProposalReply { group: GroupId(3), id: EntryId(77), term: Term(6), outcome },
+            ProposalReply { group: GroupId(3), id: EntryId(77), term: Term(6), number: 2, outcome },
         );
     }
     a.host.wait("the answers", |log| log.replies.len() == outcomes.len());

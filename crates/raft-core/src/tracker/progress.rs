@@ -1,7 +1,8 @@
 //! One follower, as the leader sees it.
 
 use super::inflights::Inflights;
-use crate::types::LogIndex;
+use crate::doubt::FollowerDoubt;
+use crate::types::{DoubtId, LogIndex};
 
 /// How appends are sent to a follower.
 ///
@@ -35,7 +36,8 @@ pub(crate) enum SendState {
 /// What the leader knows of one follower. Only the leader's own handlers change it.
 #[derive(Clone, Debug)]
 pub(crate) struct Progress {
-    /// The follower's log equals ours up to here, durably. Never falls.
+    /// The follower's log equals ours up to here, durably. Never falls, but when the follower says that it may have lost what it
+    /// had.
     pub(crate) match_index: LogIndex,
     /// The next entry to send; always above `match_index`.
     pub(crate) next_index: LogIndex,
@@ -63,6 +65,10 @@ pub(crate) struct Progress {
     pub(crate) rewound_at: Option<u64>,
     /// It refused what it had acknowledged: its disk lost something.
     pub(crate) lost_acknowledged: bool,
+    /// It may have lost what it acknowledged before: it does not count (`doubt.rs`).
+    pub(crate) doubt: Option<FollowerDoubt>,
+    /// The doubt that was settled last: messages that still tell of it are old.
+    pub(crate) settled_doubt: Option<DoubtId>,
 }
 
 impl Progress {
@@ -82,7 +88,21 @@ impl Progress {
             restoring: None,
             rewound_at: None,
             lost_acknowledged: false,
+            doubt: None,
+            settled_doubt: None,
         }
+    }
+
+    /// How far it counts for commit.
+    pub(crate) fn counted_match(&self) -> LogIndex {
+        if self.doubt.is_some() { LogIndex::ZERO } else { self.match_index }
+    }
+
+    /// It has started anew and does not know what it has lost: everything that it said before is void.
+    pub(crate) fn opened_in_doubt(&mut self, doubt: FollowerDoubt, next_index: LogIndex, now: u64) {
+        let heard_at = self.heard_at;
+        let settled_doubt = self.settled_doubt;
+        *self = Self { heard_at, settled_doubt, doubt: Some(doubt), ..Self::new(next_index, now) };
     }
 
     /// The follower has everything up to `index`. Returns whether that is news.

@@ -16,6 +16,7 @@
 //! ask N ID..          clients of N's host: it proposes, or passes the command to the leader's host, and waits for the id
 //! hold N | release N  N's disk hangs | syncs all      crash N      what N did not sync is lost; N starts again
 //! stop N | start N    a clean stop                    lost N       N's host saw the leader's store die
+//! tear N [I TERM VOTE]   N starts again in doubt; its disk has lost what is behind I, and knows TERM and VOTE (0: none)
 //! wake N              unreachable N M                 fail N       N's disk fails          link N M   it stands again
 //! cut A>B             messages are lost               mend         isolate N
 //! deliver A>B         what waits on the link          drop A>B     is lost           deliver   what waits now
@@ -45,6 +46,8 @@ struct Host {
     asked: BTreeMap<u128, Attempt>,
     /// The latest term of which an entry was applied here.
     applied_term: Term,
+    /// It starts in doubt, until that is settled.
+    doubt: bool,
 }
 
 /// What travels between two stores.
@@ -255,6 +258,26 @@ impl Interpreter {
                 }
             }
             "start" => self.start(arg(1)),
+            "tear" => {
+                let host = self.hosts.get_mut(&arg(1)).unwrap();
+                host.group = None;
+                host.tickets.clear();
+                host.asked.clear();
+                host.held = false;
+                host.doubt = true;
+                let mut last = host.durable_last;
+                host.hard_state = host.durable;
+                if words.len() > 2 {
+                    last = LogIndex(arg(2));
+                    let voted_for = (arg(4) > 0).then(|| replica(arg(4)));
+                    host.hard_state = HardState { term: Term(arg(3)), voted_for };
+                }
+                host.log.truncate(last.next());
+                host.durable_last = last;
+                host.durable = host.hard_state;
+                host.applied = host.applied.min(last);
+                self.start(arg(1));
+            }
             "fail" => self.group(arg(1)).persist_failed(),
             "lost" => self.group(arg(1)).leader_lost(now),
             "wake" => self.group(arg(1)).wake(now),
@@ -327,7 +350,7 @@ impl Interpreter {
                     other => panic!("unknown message {other}"),
                 };
                 let (from, to) = (replica(from), replica(to));
-                self.deliver(Parcel::Core(Message { from, to, term: Term(arg(2)), body }));
+                self.deliver(Parcel::Core(Message { from, to, term: Term(arg(2)), doubt: None, body }));
             }
             other => panic!("unknown command {other}"),
         }
@@ -407,6 +430,7 @@ impl Interpreter {
                 role: (Role::Follower, Term::ZERO, None),
                 asked: BTreeMap::new(),
                 applied_term: Term::ZERO,
+                doubt: false,
             };
             self.hosts.insert(n, host);
             self.start(n);
@@ -425,6 +449,7 @@ impl Interpreter {
             applied: host.applied,
             snapshot: host.snapshot.clone(),
             last_index: host.log.last(),
+            doubt: host.doubt,
         };
         host.group = Some(Group::new(config, initial, host.log.clone(), now).unwrap());
     }
@@ -513,6 +538,10 @@ impl Interpreter {
     fn carry_out(&mut self, n: u64, ready: Ready) {
         let (now, mut lines) = (self.now, Vec::new());
         let host = self.hosts.get_mut(&n).unwrap();
+        if host.doubt && !host.group.as_ref().unwrap().in_doubt() {
+            host.doubt = false;
+            lines.push(format!("{n} is in doubt no more"));
+        }
         if let Some(change) = ready.state_change {
             let role = (change.role, change.term, change.leader);
             if role != host.role {

@@ -97,6 +97,7 @@ fn set(model: &mut Model, bound: &str) -> Result<(), &'static str> {
         "pauses" => &mut bounds.pauses,
         "proposals" => &mut bounds.proposals,
         "crashes" => &mut bounds.crashes,
+        "losses" => &mut bounds.losses,
         "duplicates" => &mut bounds.duplicates,
         "reads" => &mut bounds.reads,
         "changes" => &mut bounds.changes,
@@ -112,7 +113,7 @@ fn set(model: &mut Model, bound: &str) -> Result<(), &'static str> {
         }
         _ => {
             return Err(
-                "no such bound; there are timeouts, heartbeats, pauses, proposals, crashes, duplicates, \
+                "no such bound; there are timeouts, heartbeats, pauses, proposals, crashes, losses, duplicates, \
                         reads, changes, compactions, transfers, term_max, log_max",
             );
         }

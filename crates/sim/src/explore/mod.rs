@@ -13,6 +13,7 @@
 //! | a timer runs out, or a clock is fast | any replica may time out at any moment; each has a clock of its own |
 //! | a disk is slow | each write is synced as a step of its own, in order, whenever |
 //! | power fails | a replica falls back to what was synced and starts again at once (being down for long is the same as getting no messages and no time) |
+//! | a synced record is lost | the last batch of a replica is taken back, and it starts in doubt |
 //! | clients, operators | propose, read, change members, compact, transfer, within the model's bounds |
 //!
 //! # States

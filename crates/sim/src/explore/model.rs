@@ -24,6 +24,8 @@ pub struct Bounds {
     pub proposals: u8,
     /// Power cuts.
     pub crashes: u8,
+    /// Power cuts after which the last synced batch is lost too; the replica starts in doubt.
+    pub losses: u8,
     /// Second deliveries of a message.
     pub duplicates: u8,
     /// Linearizable reads.
@@ -98,6 +100,7 @@ impl Model {
             pauses: 0,
             proposals: 0,
             crashes: 0,
+            losses: 0,
             duplicates: 0,
             reads: 0,
             changes: 0,

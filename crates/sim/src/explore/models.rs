@@ -111,6 +111,33 @@ pub const MODELS: &[Model] = &[
         ..Model::BASE
     },
     Model {
+        name: "lost-record",
+        about: "a store loses its last synced batch and starts in doubt, and another replica stands",
+        bounds: Bounds { timeouts: 2, losses: 1, ..NOTHING },
+        campaigners: &[1, 3],
+        sync: Sync::AtOnce,
+        log_max: 1,
+        ..Model::BASE
+    },
+    Model {
+        name: "forgotten-vote",
+        about: "a voter loses the record of its vote, and acknowledges entries of the leader before",
+        bounds: Bounds { timeouts: 2, losses: 1, proposals: 1, ..NOTHING },
+        campaigners: &[1, 3],
+        sync: Sync::AtOnce,
+        log_max: 2,
+        ..Model::BASE
+    },
+    Model {
+        name: "doubt-settles",
+        about: "the same, and a leader settles the doubt while another one stands",
+        bounds: Bounds { timeouts: 2, losses: 1, heartbeats: 2, proposals: 1, ..NOTHING },
+        campaigners: &[1, 3],
+        sync: Sync::AtOnce,
+        log_max: 3,
+        ..Model::BASE
+    },
+    Model {
         name: "figure-8",
         about: "two leaders in turn, entries one by one: what old terms left must not be counted (thesis 3.7)",
         bounds: Bounds { timeouts: 4, ..NOTHING },

@@ -46,6 +46,8 @@ pub enum Action {
     Compact(usize),
     /// The power fails, and comes back.
     Crash(usize),
+    /// The same, and the last synced batch is damaged.
+    Lose(usize),
 }
 
 /// A message on its way; a snapshot travels with its state.
@@ -101,7 +103,9 @@ impl World {
         };
         for n in 1..=model.voters + model.spares {
             let known = if n <= model.voters { snapshot.clone() } else { SnapshotMeta::default() };
-            let started = start(model, replica(n), Volume::new(known), 1)?;
+            let volume = Volume::new(known);
+            let volume = if model.bounds.losses > 0 { volume.forgetful() } else { volume };
+            let started = start(model, replica(n), volume, 1, false)?;
             world.replicas.push(Rc::new(started));
         }
         for place in 0..world.replicas.len() {
@@ -156,6 +160,9 @@ impl World {
             }
             if self.left.crashes > 0 {
                 actions.push(Action::Crash(place));
+            }
+            if self.left.losses > 0 && group.log_view().look(Volume::last_round) > 0 {
+                actions.push(Action::Lose(place));
             }
             if self.left.reads > 0 {
                 actions.push(Action::Read(place));
@@ -299,7 +306,11 @@ impl World {
             }
             Action::Crash(place) => {
                 self.left.crashes -= 1;
-                self.crash(model, place, digester)?;
+                self.crash(model, place, false, digester)?;
+            }
+            Action::Lose(place) => {
+                self.left.losses -= 1;
+                self.crash(model, place, true, digester)?;
             }
         }
         Ok(true)
@@ -381,12 +392,25 @@ impl World {
     }
 
     /// What was not synced is lost. (Had some of it reached the disk, that would be a sync before.)
-    fn crash(&mut self, model: &Model, place: usize, digester: &mut Digester) -> Result<(), Violation> {
+    fn crash(
+        &mut self,
+        model: &Model,
+        place: usize,
+        loses: bool,
+        digester: &mut Digester,
+    ) -> Result<(), Violation> {
         let replica = &self.replicas[place];
         let id = replica.group.id();
         let mut volume = replica.group.log_view().look(Clone::clone);
         volume.crash(0);
-        let restarted = start(model, id, volume, replica.lives + 1)?;
+        let invariants = Rc::make_mut(&mut self.invariants);
+        if loses {
+            volume.lose_last();
+            invariants.lost(id, volume.durable());
+        }
+        // A doubt that is not settled outlives the crash.
+        let doubt = loses || replica.group.in_doubt();
+        let restarted = start(model, id, volume, replica.lives + 1, doubt)?;
         self.replicas[place] = Rc::new(restarted);
         let invariants = Rc::make_mut(&mut self.invariants);
         invariants.restarted(id);
@@ -453,6 +477,9 @@ impl World {
             Action::Transfer(place, to) => format!("{} is asked to hand over to {}", name(place), name(to)),
             Action::Compact(place) => format!("{} compacts its log", name(place)),
             Action::Crash(place) => format!("{} loses power and starts again", name(place)),
+            Action::Lose(place) => {
+                format!("{} loses power and its last synced batch, and starts in doubt", name(place))
+            }
         }
     }
 
@@ -477,12 +504,14 @@ fn is_stale_answer(replicas: &[Rc<Replica>], message: &Message) -> bool {
         | Body::AppendReply(_)
         | Body::HeartbeatReply { .. }
         | Body::ReadIndexReply { .. }
+        | Body::DoubtSettled { .. }
         | Body::TimeoutNow => true,
         Body::PreVote(_)
         | Body::RequestVote(_)
         | Body::AppendEntries(_)
         | Body::Heartbeat(_)
         | Body::InstallSnapshot(_)
+        | Body::DoubtCheck { .. }
         | Body::ReadIndex { .. } => false,
     };
     let receiver = replicas.iter().find(|replica| replica.group.id() == message.to);
@@ -496,7 +525,13 @@ fn is_stale_answer(replicas: &[Rc<Replica>], message: &Message) -> bool {
 #[derive(Debug, Default)]
 pub struct DigesterPool(Digester);
 
-fn start(model: &Model, id: ReplicaId, volume: Volume, lives: u64) -> Result<Replica, Violation> {
+fn start(
+    model: &Model,
+    id: ReplicaId,
+    volume: Volume,
+    lives: u64,
+    doubt: bool,
+) -> Result<Replica, Violation> {
     let content = volume.durable();
     let machine = content.machine.clone();
     let initial = InitialState {
@@ -505,6 +540,7 @@ fn start(model: &Model, id: ReplicaId, volume: Volume, lives: u64) -> Result<Rep
         applied: machine.applied.max(content.snapshot.index),
         snapshot: content.snapshot.clone(),
         last_index: content.last(),
+        doubt,
     };
     let config = Config {
         id,

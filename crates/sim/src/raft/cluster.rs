@@ -116,7 +116,7 @@ impl Cluster {
             for (place, store) in places.iter().enumerate() {
                 // A replica that is to join knows nobody.
                 let snapshot = if place < voters { known.clone() } else { SnapshotMeta::default() };
-                stores.get_mut(store).expect("it is one of them").add(group, snapshot);
+                stores.get_mut(store).expect("it is one of them").add(group, snapshot, profile.doubts);
             }
             groups.insert(group, GroupState { stores: places, ..GroupState::default() });
         }
@@ -293,7 +293,7 @@ impl Cluster {
             return Ok(());
         }
         let store = self.stores.get_mut(&id).expect("every store is there");
-        let survived = store.crash(&mut self.rng);
+        let survived = store.crash(&mut self.rng, self.profile.doubts);
         let torn = store.torn;
         self.trace.note(&(id, torn));
         self.trace.count("power cuts");
@@ -306,6 +306,9 @@ impl Cluster {
             state.invariants.reads.died(replica(id));
             state.clients.died(id);
         }
+        if self.profile.doubts {
+            self.maybe_lose_last_record(id);
+        }
         let others: Vec<_> = self.stores.keys().copied().filter(|other| *other != id).collect();
         for other in others {
             // The others see their connections break, sooner or later.
@@ -314,6 +317,30 @@ impl Cluster {
             self.after(delay, Event::LinkDown(other, id));
         }
         Ok(())
+    }
+
+    /// Sometimes the last acknowledged record turns out to be damaged: as long as fewer than a quorum of a group's voters suffer
+    /// that at once, nothing may be lost. (Where members change that is not counted so easily; there, records are only torn.)
+    fn maybe_lose_last_record(&mut self, id: StoreId) {
+        if self.profile.membership || !self.rng.chance(300) {
+            return;
+        }
+        let losers = |group: &GroupId| {
+            let hosts = self.stores.values().filter_map(|store| store.replicas.get(group));
+            hosts.filter(|host| host.lost).count() as u64
+        };
+        let groups = self.store(id).last_record();
+        let bearable = groups.iter().all(|group| losers(group) < (self.profile.voters - 1) / 2);
+        if groups.is_empty() || !bearable {
+            return;
+        }
+        self.store_mut(id).lose_last_record();
+        self.trace.count("lost records");
+        self.trace.note(&(id, &groups));
+        for group in groups {
+            let content = self.stores[&id].replicas[&group].disk.durable(Clone::clone);
+            self.group_mut(group).invariants.lost(replica(id), &content);
+        }
     }
 
     pub(super) fn restart(&mut self, id: StoreId) -> Result<(), Violation> {
@@ -329,6 +356,9 @@ impl Cluster {
         let store = self.store_mut(id);
         store.start(&profile, seed, now);
         let groups: Vec<GroupId> = store.replicas.keys().copied().collect();
+        if store.doubt {
+            self.trace.count("starts in doubt");
+        }
         for group in groups {
             self.group_mut(group).invariants.restarted(replica(id));
             self.act(id, group, None, |_, _| {})?;

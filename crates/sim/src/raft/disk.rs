@@ -118,13 +118,32 @@ pub struct Volume {
     /// What leads from one to the other, oldest first.
     /// Each with the round of the disk that it belongs to.
     pending: VecDeque<(u64, Write)>,
+    /// What the last record brought, if the disk may lose it.
+    last: Option<Last>,
+}
+
+/// The newest durable record, so that it can be taken back.
+#[derive(Clone, Debug, Default)]
+struct Last {
+    /// What was durable before it.
+    before: Content,
+    /// Its round; 0: there was none.
+    round: u64,
+    writes: Vec<Write>,
 }
 
 impl Volume {
     /// A volume that contains a fresh replica.
     pub fn new(snapshot: SnapshotMeta) -> Self {
         let content = Content { snapshot, ..Content::default() };
-        Self { durable: content.clone(), cached: content, pending: VecDeque::new() }
+        Self { durable: content.clone(), cached: content, pending: VecDeque::new(), last: None }
+    }
+
+    /// The same, on a disk that may lose its last record.
+    #[must_use]
+    pub fn forgetful(mut self) -> Self {
+        self.last = Some(Last { before: self.durable.clone(), ..Last::default() });
+        self
     }
 
     /// What survives a crash.
@@ -167,24 +186,54 @@ impl Volume {
 
     /// What belongs to `round` and to those before it is durable now. Returns the entries among it.
     pub fn synced(&mut self, round: u64) -> Vec<Written> {
-        let mut written = Vec::new();
+        let (mut written, mut record) = (Vec::new(), Vec::new());
         while self.pending.front().is_some_and(|(of, _)| *of <= round) {
             if let Some((_, write)) = self.pending.pop_front() {
                 written.extend(self.durable.applied(&write));
+                record.push(write);
             }
         }
+        self.recorded(round, record);
         written
+    }
+
+    /// `writes` are a record that is durable now.
+    fn recorded(&mut self, round: u64, writes: Vec<Write>) {
+        let Some(last) = &mut self.last else { return };
+        if writes.is_empty() {
+            return;
+        }
+        for write in std::mem::replace(&mut last.writes, writes) {
+            last.before.apply(&write);
+        }
+        last.round = round;
+    }
+
+    /// The round of the last durable record; 0: there was none, or it cannot be lost.
+    pub fn last_round(&self) -> u64 {
+        self.last.as_ref().map_or(0, |last| last.round)
+    }
+
+    /// The last durable record is damaged, and cut off. Called between a crash and the next start.
+    pub fn lose_last(&mut self) {
+        let Some(last) = &mut self.last else { return };
+        last.writes.clear();
+        last.round = 0;
+        self.durable = last.before.clone();
+        self.cached = self.durable.clone();
     }
 
     /// The power fails: of what was not synced, only rounds before `end` have reached the disk.
     /// Returns the entries that did.
     pub fn crash(&mut self, end: u64) -> Vec<Written> {
-        let mut written = Vec::new();
+        let (mut written, mut record) = (Vec::new(), Vec::new());
         for (round, write) in std::mem::take(&mut self.pending) {
             if round < end {
                 written.extend(self.durable.applied(&write));
+                record.push(write);
             }
         }
+        self.recorded(end.saturating_sub(1), record);
         self.cached = self.durable.clone();
         written
     }
@@ -227,7 +276,12 @@ impl Volume {
     /// Everything that can make a difference later; tickets only by their order.
     fn hash_meaning(&self, hasher: &mut impl Hasher) {
         self.durable.hash(hasher);
-        for (_, write) in &self.pending {
+        if let Some(last) = &self.last {
+            last.before.hash(hasher);
+            last.writes.is_empty().hash(hasher);
+        }
+        let last = self.last.iter().flat_map(|last| &last.writes);
+        for write in last.chain(self.pending.iter().map(|(_, write)| write)) {
             match write {
                 Write::Persist(persist, restored) => {
                     (0, persist.hard_state, &persist.snapshot, persist.truncate_from).hash(hasher);
@@ -244,9 +298,10 @@ impl Volume {
 pub struct Disk(Rc<RefCell<Volume>>);
 
 impl Disk {
-    /// A disk that contains a fresh replica.
-    pub fn new(snapshot: SnapshotMeta) -> Self {
-        Self(Rc::new(RefCell::new(Volume::new(snapshot))))
+    /// A disk that contains a fresh replica; `forgetful`: it may lose its last record.
+    pub fn new(snapshot: SnapshotMeta, forgetful: bool) -> Self {
+        let volume = Volume::new(snapshot);
+        Self(Rc::new(RefCell::new(if forgetful { volume.forgetful() } else { volume })))
     }
 
     /// See [`Volume::persist`].
@@ -267,6 +322,16 @@ impl Disk {
     /// See [`Volume::crash`].
     pub fn crash(&self, end: u64) -> Vec<Written> {
         self.0.borrow_mut().crash(end)
+    }
+
+    /// See [`Volume::last_round`].
+    pub fn last_round(&self) -> u64 {
+        self.0.borrow().last_round()
+    }
+
+    /// See [`Volume::lose_last`].
+    pub fn lose_last(&self) {
+        self.0.borrow_mut().lose_last();
     }
 
     /// Looks at what is durable.

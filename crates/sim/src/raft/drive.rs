@@ -66,6 +66,8 @@ impl Cluster {
         let state = self.groups.get_mut(&group).expect("every group is there");
         let Some(core) = &mut host.group else { return Ok(()) };
         let (who, invariants) = (replica(id), &mut state.invariants);
+        // A look at every replica of the store, so only when it matters.
+        let settled = store.doubt && !core.in_doubt();
         invariants.stepped(who, core)?;
         host.disk.cached(|disk| invariants.ready(who, core, ready.persist.as_ref(), disk))?;
         self.trace.note(&(group, who, core.term(), core.role(), core.commit_index(), core.last_index()));
@@ -128,6 +130,9 @@ impl Cluster {
             self.post(group, message)?;
         }
         self.write_round(id);
+        if settled && self.store_mut(id).note_settled() {
+            self.trace.count("doubts settled");
+        }
         Ok(())
     }
 

@@ -59,6 +59,8 @@ pub struct Profile {
     pub server_changes: bool,
     /// The transport takes more and less for whom, at random.
     pub credits: bool,
+    /// A torn record leaves the store in doubt, and sometimes the last record that was acknowledged is lost.
+    pub doubts: bool,
     /// Leaders fall in quick succession, each with entries that few others have (figure 3.7 of the thesis).
     pub usurpers: bool,
 }
@@ -123,6 +125,7 @@ impl Profile {
             // By the seed and not by the generator, so that the other seeds keep their stories.
             server_changes: [4, 7].contains(&(seed % 11)),
             credits: [5, 4].contains(&(seed % 11)),
+            doubts: [1, 7, 9, 11].contains(&(seed % 13)),
             usurpers: seed.is_multiple_of(5),
         };
         // Clocks that run at 750 and 1,300 ‰ would need a margin of nearly half the timer.

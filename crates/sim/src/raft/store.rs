@@ -28,6 +28,8 @@ pub struct Replica {
     pub reads: BTreeSet<(LogIndex, u64)>,
     /// Snapshots that arrived and were not installed.
     pub arrived: BTreeMap<LogIndex, Machine>,
+    /// It has lost its last record, and that is not settled.
+    pub lost: bool,
 }
 
 /// The one disk of a store: it writes the batches of all groups in rounds, one after the other. A round is one record: it
@@ -44,6 +46,8 @@ pub struct StoreDisk {
     pub hangs_until: u64,
     /// A write failed. That is final for this life of the store.
     pub failed: bool,
+    /// The last round that is durable; 0: none.
+    durable: u64,
 }
 
 impl StoreDisk {
@@ -69,7 +73,11 @@ impl StoreDisk {
 
     /// The round is written. Returns its number and its batches.
     pub fn end(&mut self) -> Option<(u64, BTreeMap<GroupId, Ticket>)> {
-        if self.failed { None } else { self.writing.take() }
+        let written = if self.failed { None } else { self.writing.take() };
+        if let Some((round, _)) = &written {
+            self.durable = *round;
+        }
+        written
     }
 
     /// The power fails. Returns the last round that survives, and whether the one after it is torn.
@@ -79,7 +87,8 @@ impl StoreDisk {
         let survives = writing.is_some() && rng.chance(400);
         let torn = writing.is_some() && !survives && rng.chance(500);
         let last = if survives { before + 1 } else { before };
-        *self = Self { open: self.open + 1, ..Self::default() };
+        let durable = if survives { before } else { self.durable };
+        *self = Self { open: self.open + 1, durable, ..Self::default() };
         (last, torn)
     }
 }
@@ -101,9 +110,10 @@ pub struct Store {
     clock_origin: u64,
     /// Its disk.
     pub disk: StoreDisk,
-    /// The last crash left a torn record: what it held, nobody can know. Here it was never acknowledged; whoever lets
-    /// disks lose more than that has to start the replicas in doubt.
+    /// The last crash left a torn record: what it held, nobody can know.
     pub torn: bool,
+    /// The last record was torn, or lost though it was acknowledged, and that is not settled: the replicas start in doubt.
+    pub doubt: bool,
     /// Its replicas.
     pub replicas: BTreeMap<GroupId, Replica>,
 }
@@ -120,20 +130,22 @@ impl Store {
             clock_origin,
             disk: StoreDisk::default(),
             torn: false,
+            doubt: false,
             replicas: BTreeMap::new(),
         }
     }
 
     /// Adds a fresh replica.
-    pub fn add(&mut self, group: GroupId, snapshot: SnapshotMeta) {
+    pub fn add(&mut self, group: GroupId, snapshot: SnapshotMeta, forgetful: bool) {
         let replica = Replica {
-            disk: Disk::new(snapshot),
+            disk: Disk::new(snapshot, forgetful),
             group: None,
             machine: Machine::default(),
             tick_at: None,
             waiting: BTreeSet::new(),
             reads: BTreeSet::new(),
             arrived: BTreeMap::new(),
+            lost: false,
         };
         self.replicas.insert(group, replica);
     }
@@ -154,7 +166,7 @@ impl Store {
         self.life += 1;
         self.up = true;
         self.paused_until = 0;
-        let (local, id) = (self.local(now), ReplicaId { store: self.id, number: 1 });
+        let (local, id, doubt) = (self.local(now), ReplicaId { store: self.id, number: 1 }, self.doubt);
         for (group, replica) in &mut self.replicas {
             replica.tick_at = None;
             let initial = replica.disk.durable(|content| {
@@ -166,6 +178,7 @@ impl Store {
                     applied: content.machine.applied.max(content.snapshot.index),
                     snapshot: content.snapshot.clone(),
                     last_index: content.last(),
+                    doubt,
                 }
             });
             let config = Config {
@@ -184,11 +197,13 @@ impl Store {
     }
 
     /// The power fails: what was not written is lost. Returns the entries that turn out to be durable.
-    pub fn crash(&mut self, rng: &mut Rng) -> BTreeMap<GroupId, Vec<Written>> {
+    /// `doubts`: a torn record leaves the store in doubt.
+    pub fn crash(&mut self, rng: &mut Rng, doubts: bool) -> BTreeMap<GroupId, Vec<Written>> {
         self.up = false;
         self.life += 1;
         let (round, torn) = self.disk.crash(rng);
         self.torn = torn;
+        self.doubt |= torn && doubts;
         let mut survived = BTreeMap::new();
         for (group, replica) in &mut self.replicas {
             replica.group = None;
@@ -198,5 +213,38 @@ impl Store {
             survived.insert(*group, replica.disk.crash(round));
         }
         survived
+    }
+
+    /// The groups that the last durable record is about, if there is one.
+    pub fn last_record(&self) -> Vec<GroupId> {
+        let round = self.disk.durable;
+        let of = |(group, replica): (&GroupId, &Replica)| {
+            (round > 0 && replica.disk.last_round() == round).then_some(*group)
+        };
+        self.replicas.iter().filter_map(of).collect()
+    }
+
+    /// The last durable record is damaged, and nobody can tell it from a torn one. Called after a crash.
+    pub fn lose_last_record(&mut self) {
+        for group in self.last_record() {
+            if let Some(replica) = self.replicas.get_mut(&group) {
+                replica.disk.lose_last();
+                replica.lost = true;
+            }
+        }
+        self.doubt = true;
+        self.disk.durable = 0;
+    }
+
+    /// Notes which replicas are in doubt no more. Returns whether that ended the store's doubt.
+    pub fn note_settled(&mut self) -> bool {
+        let mut settled = self.doubt && self.up;
+        for replica in self.replicas.values_mut() {
+            let in_doubt = replica.group.as_ref().is_none_or(Group::in_doubt);
+            replica.lost &= in_doubt;
+            settled &= !in_doubt;
+        }
+        self.doubt &= !settled;
+        settled
     }
 }

@@ -2,6 +2,7 @@ use std::task::Waker;
 
 use bytes::Bytes;
 use pontoon_raft_core::message::Heartbeat;
+use pontoon_raft_core::relay::RelayNumber;
 use pontoon_raft_core::types::{LogIndex, ReplicaId, Term};
 
 use super::*;
@@ -14,12 +15,19 @@ fn queue(messages: usize, bytes: usize) -> SendQueue {
 fn raft(group: u64) -> Item {
     let body = Body::Heartbeat(Heartbeat { leader_commit: LogIndex(0), round: 0, quiesce: false });
     let id = ReplicaId::default();
-    Item::Raft(GroupId(group), Message { from: id, to: id, term: Term(1), body })
+    Item::Raft(GroupId(group), Message { from: id, to: id, term: Term(1), doubt: None, body })
 }
 
 fn proposal(id: u128, bytes: usize) -> Item {
     let data = Bytes::from(vec![0; bytes]);
-    Item::Proposal(RelayedProposal { group: GroupId(0), term: Term(1), id: EntryId(id), data })
+    Item::Proposal(RelayedProposal {
+        group: GroupId(0),
+        term: Term(1),
+        id: EntryId(id),
+        at: RelayNumber { number: 3, floor: 1 },
+        asks: false,
+        data,
+    })
 }
 
 fn take(queue: &SendQueue, epoch: u64) -> Option<usize> {
@@ -82,7 +90,7 @@ fn a_broken_stream_reports_what_waited_and_what_was_under_way() {
     let mut groups: Vec<u64> = events.unreachable.iter().map(|g| g.0).collect();
     groups.sort_unstable();
     assert_eq!(groups, [2, 3, 4], "1 has arrived");
-    assert_eq!(events.not_sent, [(GroupId(0), EntryId(9), Term(1))]);
+    assert_eq!(events.not_sent, [(GroupId(0), EntryId(9), Term(1), 3)]);
     assert_eq!((queue.status().messages, queue.status().bytes), (0, 0));
     assert!(matches!(queue.poll_helping(epoch, &Context::from_waker(Waker::noop())), Poll::Ready(None)));
     // Down: nothing is taken in, and nobody is told twice.

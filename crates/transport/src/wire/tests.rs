@@ -87,6 +87,9 @@ fn body() -> impl Strategy<Value = (Body, u64)> {
         })),
         n().prop_map(|round| Body::HeartbeatReply { round }),
         Just(Body::TimeoutNow),
+        (any::<u64>(), any::<bool>())
+            .prop_map(|(doubt, settled)| Body::DoubtCheck { doubt: DoubtId(doubt), settled }),
+        any::<u64>().prop_map(|doubt| Body::DoubtSettled { doubt: DoubtId(doubt) }),
         any::<u64>().prop_map(|context| Body::ReadIndex { context }),
         (any::<u64>(), proptest::option::of(n()))
             .prop_map(|(context, index)| Body::ReadIndexReply { context, index: index.map(LogIndex) }),
@@ -101,12 +104,13 @@ fn body() -> impl Strategy<Value = (Body, u64)> {
 }
 
 fn message() -> impl Strategy<Value = (GroupId, Message)> {
-    (any::<u64>(), any::<u64>(), any::<u64>(), 0..1000u64, body()).prop_map(
-        |(group, from, to, more, (body, term_min))| {
+    (any::<u64>(), any::<u64>(), any::<u64>(), 0..1000u64, any::<u64>(), body()).prop_map(
+        |(group, from, to, more, doubt, (body, term_min))| {
             let message = Message {
                 from: ReplicaId { store: ENDS.from, number: from },
                 to: ReplicaId { store: ENDS.to, number: to },
                 term: Term(term_min + more),
+                doubt: (doubt % 2 == 1).then_some(DoubtId(doubt)),
                 body,
             };
             (GroupId(group), message)
@@ -115,11 +119,14 @@ fn message() -> impl Strategy<Value = (GroupId, Message)> {
 }
 
 fn proposal() -> impl Strategy<Value = RelayedProposal> {
-    (any::<u64>(), 0..=NUMBER_MAX, 1..u128::MAX, vec(any::<u8>(), 0..100)).prop_map(
-        |(group, term, id, data)| RelayedProposal {
+    let at = (0..=NUMBER_MAX, 0..=NUMBER_MAX).prop_map(|(number, floor)| RelayNumber { number, floor });
+    (any::<u64>(), 0..=NUMBER_MAX, 1..u128::MAX, at, any::<bool>(), vec(any::<u8>(), 0..100)).prop_map(
+        |(group, term, id, at, asks, data)| RelayedProposal {
             group: GroupId(group),
             term: Term(term),
             id: EntryId(id),
+            at,
+            asks,
             data: data.into(),
         },
     )
@@ -131,11 +138,18 @@ fn reply() -> impl Strategy<Value = ProposalReply> {
             .prop_map(|(i, t)| ProposalOutcome::Accepted { index: LogIndex(i), term: Term(t) }),
         proptest::option::of(replica(1..9u64)).prop_map(|leader| ProposalOutcome::NotLeader { leader }),
         Just(ProposalOutcome::Overloaded),
+        Just(ProposalOutcome::InProgress),
         "[a-zé]{0,300}".prop_map(|reason| ProposalOutcome::Failed { reason: cut(reason) }),
     ];
-    (any::<u64>(), any::<u128>(), 0..=NUMBER_MAX, outcome).prop_map(|(group, id, term, outcome)| {
-        ProposalReply { group: GroupId(group), id: EntryId(id), term: Term(term), outcome }
-    })
+    (any::<u64>(), any::<u128>(), 0..=NUMBER_MAX, 0..=NUMBER_MAX, outcome).prop_map(
+        |(group, id, term, number, outcome)| ProposalReply {
+            group: GroupId(group),
+            id: EntryId(id),
+            term: Term(term),
+            number,
+            outcome,
+        },
+    )
 }
 
 type Parts = (Vec<(GroupId, Message)>, Vec<RelayedProposal>, Vec<ProposalReply>, Option<u64>);

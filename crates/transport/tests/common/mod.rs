@@ -308,6 +308,7 @@ fn message(from: StoreId, to: StoreId, term: u64, body: Body) -> Message {
         from: ReplicaId { store: from, number: 1 },
         to: ReplicaId { store: to, number: 2 },
         term: Term(term),
+        doubt: None,
         body,
     }
 }
@@ -344,6 +345,8 @@ pub fn proposal(group: u64, id: u128, bytes: usize) -> RelayedProposal {
         group: GroupId(group),
         term: Term(5),
         id: EntryId(id),
+        at: pontoon_raft_core::relay::RelayNumber { number: 1, floor: 1 },
+        asks: false,
         data: Bytes::from(vec![b'x'; bytes]),
     }
 }

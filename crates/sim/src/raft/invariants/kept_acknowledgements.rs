@@ -1,5 +1,5 @@
 //! What a follower has acknowledged in a term it keeps in that term: the leader counts on it, and a leader's log only grows
-//! (thesis 3.5). Crashes are no excuse.
+//! (thesis 3.5). Crashes are no excuse, unless the disk has lost what was synced.
 
 use std::collections::BTreeMap;
 
@@ -20,6 +20,10 @@ impl KeptAcknowledgements {
                 *index = (*index).max(match_index);
             }
         }
+    }
+
+    pub(super) fn lost(&mut self, id: ReplicaId) {
+        self.0.remove(&id);
     }
 
     pub(super) fn stepped<L: LogView>(&self, id: ReplicaId, group: &Group<L>) -> Result<(), Violation> {

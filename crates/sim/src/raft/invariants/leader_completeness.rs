@@ -69,7 +69,7 @@ impl LeaderCompleteness {
         let elected = Elected::new(group);
         for (index, commit) in committed.range(group.first_index()..) {
             // What a newer leader has committed meanwhile, an older one that is elected late may lack: it was not committed
-            // when its voters gave their votes. (Seeds 511216 and 1009619 of earlier simulations: elected in term 3 by a
+            // when its voters gave their votes. (Seeds 511216 and 1009619, whose story is in `tests/raft_seeds.rs`: elected in term 3 by a
             // vote that was long under way, after the leader of term 4 had committed entries of term 1. Model
             // `late-leader`.)
             if commit.committed_in < term {

@@ -147,6 +147,13 @@ impl Invariants {
         self.state_machine_safety.applies(id, entry)
     }
 
+    /// A replica has lost its last record, though it was acknowledged; `disk` is what is left. What it said before does not bind
+    /// it any more: whether that harms anybody, the other properties show.
+    pub fn lost(&mut self, id: ReplicaId, disk: &Content) {
+        self.kept_acknowledgements.lost(id);
+        self.vote_durability.lost(id, disk);
+    }
+
     /// A replica starts anew.
     pub fn restarted(&mut self, id: ReplicaId) {
         self.commit_monotonicity.restarted(id);

@@ -14,8 +14,18 @@ pub(super) struct VoteDurability {
 }
 
 impl VoteDurability {
+    /// The voter has forgotten its newest votes.
+    pub(super) fn lost(&mut self, id: ReplicaId, disk: &Content) {
+        let stored = disk.hard_state;
+        self.votes.retain(|(term, voter), candidate| {
+            *voter != id
+                || *term < stored.term
+                || (*term == stored.term && stored.voted_for == Some(*candidate))
+        });
+    }
+
     pub(super) fn sends(&mut self, message: &Message, disk: &Content) -> Result<(), Violation> {
-        let Message { from, to, term, body } = message;
+        let Message { from, to, term, body, .. } = message;
         let candidate = match body {
             Body::RequestVoteReply { granted: true } => *to,
             // Who asks has voted for itself.
