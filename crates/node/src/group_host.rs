@@ -9,6 +9,7 @@ use pontoon_storage::GroupLog;
 use pontoon_transport::RelayedProposal;
 use tokio::sync::oneshot;
 
+use crate::hand_over::HandOver;
 use crate::shared::{GroupShared, ReadResult};
 
 /// Marks in the running total of log bytes are this far apart; it bounds both their number and the error of a cut.
@@ -58,6 +59,9 @@ pub(crate) struct GroupHost {
     /// Snapshots that are being sent, by their index: the log from there on is kept for their receivers.
     pub(crate) sending: Vec<(ReplicaId, LogIndex)>,
     pub(crate) election: Option<Election>,
+    pub(crate) hand_over: HandOver,
+    /// The latest term that this replica led and noted in the log store, for those who check the records later.
+    pub(crate) led: Term,
 }
 
 /// The last election that this replica took part in as a candidate.
@@ -100,6 +104,8 @@ impl GroupHost {
             synced_total: 0,
             sending: Vec::new(),
             election: None,
+            hand_over: HandOver::default(),
+            led: Term::ZERO,
         }
     }
 

@@ -5,6 +5,7 @@ mod clock;
 pub mod config;
 pub mod error;
 mod group_host;
+mod hand_over;
 mod inbound;
 mod link_timers;
 pub mod meta;

@@ -1,17 +1,32 @@
 //! Where commands and reads of one group go next: into the core here, to the leader's store, or back to wait.
 
+use std::sync::Arc;
+
 use pontoon_raft_core::types::{LogIndex, StoreId};
 use pontoon_raft_core::{Proposal, ProposeError as CoreProposeError};
+use pontoon_storage::NoSpace;
 use pontoon_transport::{NotQueued, ProposalOutcome, ProposalReply, QueueFull, RelayedProposal, Transport};
 
 use crate::error::{ProposeError, ReadError};
 use crate::group_host::{GroupHost, ReadBatch};
+use crate::hand_over::Room;
 
 /// How long a command or read that found no leader waits before it looks again, if nothing changes meanwhile.
 pub(crate) const RETRY_MS: u64 = 50;
 
 /// Hands commands that wait to the leader: the core here, or the leader's store.
-pub(crate) fn route_commands(host: &mut GroupHost, transport: &Transport, now: u64) {
+/// `no_space`: why none may be proposed here.
+pub(crate) fn route_commands(
+    host: &mut GroupHost,
+    transport: &Transport,
+    now: u64,
+    no_space: Option<&NoSpace>,
+) {
+    if let Some(no_space) = no_space
+        && host.core.is_leader()
+    {
+        return keep_off(host, transport, now, no_space);
+    }
     if host.core.is_leader() && host.appending.is_some() {
         // They go with the next sync; its predecessor's end brings the group back here.
         return;
@@ -91,6 +106,27 @@ pub(crate) fn route_commands(host: &mut GroupHost, transport: &Transport, now: u
                 }
             }
         }
+    }
+}
+
+/// This replica leads, and its disk has no room: commands wait for a leader that has, or are refused.
+fn keep_off(host: &mut GroupHost, transport: &Transport, now: u64, no_space: &NoSpace) {
+    if host.arrived.is_empty() && host.relayed.is_empty() {
+        return;
+    }
+    if host.hand_over.room != Room::Refused {
+        host.retry_at = Some(now + RETRY_MS);
+        return;
+    }
+    let what: Arc<str> = no_space.to_string().into();
+    for id in std::mem::take(&mut host.arrived) {
+        host.shared.waiters.finish(id, Err(ProposeError::NoSpace { what: Arc::clone(&what) }));
+    }
+    host.relayed_bytes = 0;
+    for (from, p) in std::mem::take(&mut host.relayed) {
+        let outcome = ProposalOutcome::NoSpace { what: what.to_string() };
+        transport
+            .send_proposal_reply(from, ProposalReply { group: p.group, id: p.id, term: p.term, outcome });
     }
 }
 

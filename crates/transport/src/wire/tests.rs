@@ -131,6 +131,7 @@ fn reply() -> impl Strategy<Value = ProposalReply> {
             .prop_map(|(i, t)| ProposalOutcome::Accepted { index: LogIndex(i), term: Term(t) }),
         proptest::option::of(replica(1..9u64)).prop_map(|leader| ProposalOutcome::NotLeader { leader }),
         Just(ProposalOutcome::Overloaded),
+        "[a-zé]{0,300}".prop_map(|what| ProposalOutcome::NoSpace { what: cut(what) }),
         "[a-zé]{0,300}".prop_map(|reason| ProposalOutcome::Failed { reason: cut(reason) }),
     ];
     (any::<u64>(), any::<u128>(), 0..=NUMBER_MAX, outcome).prop_map(|(group, id, term, outcome)| {
