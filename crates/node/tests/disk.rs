@@ -40,8 +40,9 @@ fn term(cluster: &Cluster, at: usize) -> u64 {
 async fn the_leader_of_a_full_store_hands_over_to_one_with_room() {
     let cluster = Cluster::start(3).await;
     let full = cluster.leader().await;
-    // One of the others is full as well: it does not take over, and whoever asked it asks the next.
-    let also_full = (full + 1) % 3;
+    // The one that is asked first, by its id, is full as well: it declines, and the other one is asked.
+    let also_full = usize::from(full == 0);
+    let before = term(&cluster, full);
     for at in [full, also_full] {
         leave(&cluster, at, 50 << 10);
         space_becomes(&cluster, at, Space::Low).await;
@@ -52,6 +53,7 @@ async fn the_leader_of_a_full_store_hands_over_to_one_with_room() {
         assert!(told.is_ok(), "asked at {at}: {told:?}");
     }
     assert_eq!(cluster.leader().await, 3 - full - also_full);
+    assert_eq!(term(&cluster, full), before + 1, "the other full one was elected on the way");
     assert!((0..3).all(|at| log(&cluster, at).failed().is_none()));
     cluster.stop().await;
 }

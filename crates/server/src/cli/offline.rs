@@ -77,7 +77,7 @@ fn registry(meta: &Path, records: &StoreRecords) -> anyhow::Result<Registry> {
     let (machine, registry) = RegistryMachine::open(meta, Registry::default()).map_err(wrong_state)?;
     let mut registry = Registry::clone(&registry.borrow());
     let Some(group) = records.groups.get(&META_GROUP) else { return Ok(registry) };
-    let commit = group.state.as_ref().map_or(machine.applied(), |state| state.commit);
+    let commit = group.state.as_ref().map_or_else(|| machine.applied(), |state| state.commit);
     for entry in &group.entries {
         if let Payload::Command(command) = &entry.payload
             && entry.index > machine.applied()
