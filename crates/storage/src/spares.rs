@@ -136,8 +136,10 @@ fn make_new(shared: &Shared, job: &Job, id: u32, next_file: &mut u64) -> io::Res
     *next_file += 1;
     // Zeroes compete with the syncs that clients wait for; until the writer needs the segment there is time.
     let rest = || {
-        if !job.urgent && shared.lock().spare_wanted.is_none() {
-            std::thread::sleep(FILL_REST);
+        let state = shared.lock();
+        if !job.urgent && state.spare_wanted.is_none() && !state.stopping {
+            // A wait, not a sleep: who closes the store or needs the segment wakes it.
+            drop(shared.spare_work.wait_timeout(state, FILL_REST));
         }
     };
     segment::make(&*shared.disk, &name, shared.journal, id, job.bytes, &rest)

@@ -232,7 +232,8 @@ fn a_disk_that_fills_at_any_point_loses_nothing() {
         }
         *outcomes.entry(outcome).or_insert(0) += 1;
         disk.set_capacity(None);
-        if store.failed().is_none() {
+        // A look at the room takes up to a second, so not in every round.
+        if store.failed().is_none() && n % 4 == 0 {
             until("room again", || store.space() == Space::Enough);
         }
         drop(store);
