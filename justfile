@@ -70,16 +70,18 @@ soak-torture rounds="100" seconds="60":
 kill-storage rounds="500":
     PONTOON_CRASH_ROUNDS={{rounds}} cargo test --release --locked -p pontoon-storage --test crash -- --nocapture
 
-# 1,000 flipped bits in each kind of file, and power cuts over many seeds. A debug build: overflows are checked as well.
+# 1,000 flipped bits in each kind of file (images of keyspaces too), and power cuts over many seeds. A debug build: overflows are checked as well.
 damage-storage flips="1000" seeds="40":
     PONTOON_FLIPS={{flips}} cargo test --locked -p pontoon-storage --test damage a_flipped_bit -- --nocapture
+    PONTOON_FLIPS={{flips}} cargo test --locked -p pontoon-kv --test machine a_damaged_or_unfinished -- --nocapture
     PONTOON_POWER_SEEDS={{seeds}} cargo test --locked -p pontoon-storage --test power_cut_sled -- --nocapture
 
 # A million entries appended and compacted: the disk must not grow without end.
 space-storage:
     PONTOON_SPACE_ENTRIES=100000 cargo test --release --locked -p pontoon-storage --test checkpoint ten_times -- --nocapture
 
-# The log store on a real file system of 128 MiB that fills up (as root: it is mounted over a loop device).
+# The log store on a real file system of 128 MiB that fills up, and a whole cluster on one of 1 GiB (as root: they are
+# mounted over a loop device).
 small-disk:
     #!/usr/bin/env bash
     set -euo pipefail
@@ -90,6 +92,13 @@ small-disk:
     mount -o loop "$dir/image" "$dir/mounted"
     trap 'umount "$dir/mounted"; rm -rf "$dir"' EXIT
     PONTOON_SMALL_DISK="$dir/mounted" cargo test --locked -p pontoon-storage --test faults small_real -- --ignored --nocapture
+    umount "$dir/mounted"
+    truncate -s 1G "$dir/image"
+    mkfs.ext4 -q -F -m 0 "$dir/image"
+    mount -o loop "$dir/image" "$dir/mounted"
+    cargo test --locked -p pontoon-server --test e2e --no-run
+    TMPDIR="$dir/mounted" PONTOON_SMALL_DISK="$dir/mounted" \
+        cargo test --locked -p pontoon-server --test e2e full_disk -- --ignored --nocapture
 
 # Fuzzes the opening of a log store (needs a nightly compiler and cargo-fuzz).
 fuzz-storage seconds="300":

@@ -94,6 +94,7 @@ pub trait Consensus: Send + Sync + 'static {
 pub(crate) fn propose_status(e: &ProposeError) -> Status {
     let status = match e {
         ProposeError::Overloaded { .. } => Status::resource_exhausted("etcdserver: too many requests"),
+        ProposeError::NoSpace { .. } => Status::resource_exhausted(format!("pontoon: {e}")),
         ProposeError::NoLeader => Status::unavailable("etcdserver: no leader"),
         ProposeError::TimedOut => Status::unavailable("etcdserver: request timed out"),
         ProposeError::Stopped { .. } => Status::unavailable("etcdserver: server stopped"),
@@ -106,6 +107,7 @@ pub(crate) fn propose_status(e: &ProposeError) -> Status {
         // It may have been handed to a leader before.
         ProposeError::TimedOut | ProposeError::Stopped { .. } => status,
         ProposeError::Overloaded { .. }
+        | ProposeError::NoSpace { .. }
         | ProposeError::NoLeader
         | ProposeError::Dropped
         | ProposeError::NotLeader { .. }

@@ -114,6 +114,7 @@ async fn what_was_surely_not_executed_says_so() {
     let (mut kv, name) = connect(&server).await;
     for (error, marked) in [
         (ProposeError::Overloaded { what: "a queue" }, true),
+        (ProposeError::NoSpace { what: "no room".into() }, true),
         (ProposeError::NoLeader, true),
         (ProposeError::Dropped, true),
         (ProposeError::TimedOut, false),

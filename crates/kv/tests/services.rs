@@ -176,6 +176,11 @@ async fn failures_of_consensus_are_told_as_etcd_tells_them() {
     let mut kv = kv(&server).await;
     let cases = [
         (ProposeError::Overloaded { what: "q" }, Code::ResourceExhausted, "etcdserver: too many requests"),
+        (
+            ProposeError::NoSpace { what: "no space on /d".into() },
+            Code::ResourceExhausted,
+            "pontoon: no space on /d",
+        ),
         (ProposeError::NoLeader, Code::Unavailable, "etcdserver: no leader"),
         (ProposeError::TimedOut, Code::Unavailable, "etcdserver: request timed out"),
         (ProposeError::Stopped { reason: "r" }, Code::Unavailable, "etcdserver: server stopped"),

@@ -1,5 +1,7 @@
 //! Why a proposal or a read did not succeed.
 
+use std::sync::Arc;
+
 use pontoon_raft_core::types::{GroupId, StoreId};
 
 /// Why a proposal has no reply.
@@ -16,6 +18,13 @@ pub enum ProposeError {
     Overloaded {
         /// Which bound was met.
         what: &'static str,
+    },
+    /// The leader's disk has no room, and no other store takes the lead; nothing was proposed. Make room, or wait until
+    /// somebody does.
+    #[error("{what}")]
+    NoSpace {
+        /// Where, by which rule, and what to do.
+        what: Arc<str>,
     },
     /// The command is certainly not executed: it never reached a leader, or another entry took its place.
     #[error("not executed: the leader changed; try again")]

@@ -10,6 +10,7 @@ use pontoon_storage::GroupLog;
 use pontoon_transport::RelayedProposal;
 use tokio::sync::oneshot;
 
+use crate::hand_over::HandOver;
 use crate::shared::{GroupShared, ReadResult};
 
 /// Marks in the running total of log bytes are this far apart; it bounds both their number and the error of a cut.
@@ -65,6 +66,9 @@ pub(crate) struct GroupHost {
     pub(crate) election: Option<Election>,
     /// The replica started in doubt, and that was not settled when it was last looked at.
     pub(crate) in_doubt: bool,
+    pub(crate) hand_over: HandOver,
+    /// The latest term that this replica led and noted in the log store, for those who check the records later.
+    pub(crate) led: Term,
 }
 
 /// Runs of other stores that a group remembers; one that is forgotten ended that many restarts ago, and its connections with it.
@@ -138,6 +142,8 @@ impl GroupHost {
             synced_total: 0,
             sending: Vec::new(),
             election: None,
+            hand_over: HandOver::default(),
+            led: Term::ZERO,
         }
     }
 

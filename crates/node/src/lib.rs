@@ -6,6 +6,7 @@ pub mod config;
 mod doubts;
 pub mod error;
 mod group_host;
+mod hand_over;
 mod inbound;
 mod link_timers;
 pub mod meta;

@@ -1,23 +1,38 @@
 //! Where commands and reads of one group go next: into the core here, to the leader's store, or back to wait.
 
+use std::sync::Arc;
+
 use pontoon_raft_core::relay::Verdict;
 use pontoon_raft_core::types::{LogIndex, StoreId};
 use pontoon_raft_core::{Proposal, ProposeError as CoreProposeError};
+use pontoon_storage::NoSpace;
 use pontoon_transport::{NotQueued, ProposalOutcome, ProposalReply, QueueFull, RelayedProposal, Transport};
 
 use crate::error::{ProposeError, ReadError};
 use crate::group_host::{GroupHost, ReadBatch};
+use crate::hand_over::Room;
 
 /// How long a command or read that found no leader waits before it looks again, if nothing changes meanwhile.
 pub(crate) const RETRY_MS: u64 = 50;
 
 /// Hands commands that wait to the leader: the core here, or the leader's store.
-pub(crate) fn route_commands(host: &mut GroupHost, transport: &Transport, now: u64) {
+/// `no_space`: why none may be proposed here.
+pub(crate) fn route_commands(
+    host: &mut GroupHost,
+    transport: &Transport,
+    now: u64,
+    no_space: Option<&NoSpace>,
+) {
+    if let Some(no_space) = no_space
+        && host.core.is_leader()
+    {
+        return keep_off(host, transport, now, no_space);
+    }
     if host.core.is_leader() && host.appending.is_some() {
         // They go with the next sync; its predecessor's end brings the group back here.
         return;
     }
-    take_relayed(host, transport, now);
+    take_relayed(host, transport, now, None);
     if host.arrived.is_empty() || host.retry_at.is_some_and(|at| at > now && !host.core.is_leader()) {
         return;
     }
@@ -101,8 +116,25 @@ pub(crate) fn route_commands(host: &mut GroupHost, transport: &Transport, now: u
     }
 }
 
-/// Proposes what other stores relayed, if this replica leads in the term that they saw, and answers their questions.
-fn take_relayed(host: &mut GroupHost, transport: &Transport, now: u64) {
+/// This replica leads, and its disk has no room: commands wait for a leader that has, or are refused.
+fn keep_off(host: &mut GroupHost, transport: &Transport, now: u64, no_space: &NoSpace) {
+    if host.arrived.is_empty() && host.relayed.is_empty() {
+        return;
+    }
+    if host.hand_over.room != Room::Refused {
+        host.retry_at = Some(now + RETRY_MS);
+        return;
+    }
+    let what: Arc<str> = no_space.to_string().into();
+    for id in std::mem::take(&mut host.arrived) {
+        host.shared.waiters.finish(id, Err(ProposeError::NoSpace { what: Arc::clone(&what) }));
+    }
+    take_relayed(host, transport, now, Some(no_space));
+}
+
+/// Proposes what other stores relayed, if this replica leads in the term that they saw and its disk has room, and answers
+/// their questions.
+fn take_relayed(host: &mut GroupHost, transport: &Transport, now: u64, no_space: Option<&NoSpace>) {
     if host.relayed.is_empty() {
         return;
     }
@@ -132,11 +164,14 @@ fn take_relayed(host: &mut GroupHost, transport: &Transport, now: u64) {
         return;
     }
     let proposals = fit.iter().map(|(_, p)| Proposal { id: p.id, data: p.data.clone(), prerequisite: None });
-    let refusal = match host.core.propose(now, proposals) {
-        // The relaying store hears of the outcome from its own log.
-        Ok(_) => return,
-        Err(CoreProposeError::Overloaded { .. }) => ProposalOutcome::Overloaded,
-        Err(_) => not_leader,
+    let refusal = match no_space {
+        Some(no_space) => ProposalOutcome::NoSpace { what: no_space.to_string() },
+        None => match host.core.propose(now, proposals) {
+            // The relaying store hears of the outcome from its own log.
+            Ok(_) => return,
+            Err(CoreProposeError::Overloaded { .. }) => ProposalOutcome::Overloaded,
+            Err(_) => not_leader,
+        },
     };
     for (from, p) in fit {
         host.ledgers.of(from, p.id).refused(p.term, p.at.number);

@@ -26,6 +26,7 @@ use crate::config::NodeConfig;
 use crate::doubts::Doubts;
 use crate::error::{ProposeError, ReadError};
 use crate::group_host::{Election, GroupHost};
+use crate::hand_over::{self, DiskHealth, look_for_room};
 use crate::retention::{compaction, wants_sync};
 use crate::routing::{RETRY_MS, ask_relayed, finish_read, route_commands, start_reads};
 use crate::shared::ReadResult;
@@ -182,16 +183,10 @@ impl Shard {
             for input in inputs.drain(..) {
                 self.handle(now, input);
             }
-            let disk_hangs = self.disk_hangs();
+            let disk = DiskHealth::of(&self.log);
             while let Some(group) = self.timers.pop_expired(now) {
                 if let Some(host) = self.groups.get_mut(&group) {
-                    host.core.tick(now);
-                    if disk_hangs && host.core.is_leader() {
-                        // The others can go on without this disk; a leader whose own writes hang cannot.
-                        if let Err(error) = host.core.transfer_leadership(now, None) {
-                            tracing::debug!(%group, %error, "the disk hangs, and leadership stays here");
-                        }
-                    }
+                    hand_over::tick(host, now, disk);
                     mark(&mut self.dirty, host);
                 }
             }
@@ -208,11 +203,6 @@ impl Shard {
                 self.timers.set(*group, Some(now));
             }
         }
-    }
-
-    /// Whether a disk sync has been under way for longer than an election may take.
-    fn disk_hangs(&self) -> bool {
-        self.log.sync_pending_micros() > 1000 * self.config.election_timer_ms
     }
 
     fn handle(&mut self, now: u64, input: Input) {
@@ -280,11 +270,17 @@ impl Shard {
                 self.on(group, |_| ());
             }
             Input::TakeLeadership { group, answer } => {
-                let known = self.groups.contains_key(&group);
-                self.on(group, |host| host.core.campaign(now));
-                let _ = answer.send(
-                    known.then_some(()).ok_or_else(|| format!("group {group} has no replica on this store")),
-                );
+                let disk = DiskHealth::of(&self.log);
+                let mut result = Err(format!("group {group} has no replica on this store"));
+                self.on(group, |host| {
+                    result = if disk.hangs(host) {
+                        Err(format!("the disk of this store hangs, so it cannot lead group {group} now; try another store"))
+                    } else {
+                        host.core.campaign(now);
+                        Ok(())
+                    };
+                });
+                let _ = answer.send(result);
             }
             Input::ElectionTimer { group, id, millis, answer } => {
                 let mut result = Err(format!("group {group} has no replica on this store"));
@@ -319,6 +315,10 @@ impl Shard {
     fn receive(&mut self, now: u64, group: GroupId, message: Message) {
         // A message for a group that is not (or no longer, or not yet) here: its sender will try again if it matters.
         let Some(host) = self.groups.get_mut(&group) else { return };
+        if DiskHealth::of(&self.log).declines(host, &message.body) {
+            tracing::debug!(%group, message = %message.body, "the disk is in no state for this message");
+            return;
+        }
         if let Err(error) = host.core.step(now, message) {
             tracing::debug!(%group, %error, "refused a message");
         }
@@ -388,6 +388,9 @@ impl Shard {
                         reply.id,
                         Err(ProposeError::Stopped { reason: "the leader's store refuses commands" }),
                     );
+                }
+                ProposalOutcome::NoSpace { what } => {
+                    host.shared.waiters.finish(reply.id, Err(ProposeError::NoSpace { what: what.into() }));
                 }
                 ProposalOutcome::Overloaded => host.shared.waiters.finish(
                     reply.id,
@@ -486,6 +489,8 @@ impl Shard {
         let mut tickets = Vec::new();
         let mut outgoing = Outgoing::default();
         let mut applies = Vec::new();
+        let disk = DiskHealth::of(&self.log);
+        let no_space = self.log.no_space();
         for group in std::mem::take(&mut self.dirty) {
             let Some(host) = self.groups.get_mut(&group) else { continue };
             host.dirty = false;
@@ -493,7 +498,8 @@ impl Shard {
                 host.retry_at = None;
             }
             if !self.failed {
-                route_commands(host, &self.transport, now);
+                look_for_room(host, now, disk);
+                route_commands(host, &self.transport, now, no_space.as_ref());
                 ask_relayed(host, &self.transport, now);
                 start_reads(host, now);
             } else {
@@ -510,7 +516,7 @@ impl Shard {
             if let Some(change) = ready.state_change.take() {
                 note_state_change(host, &change, now);
                 if !host.arrived.is_empty() {
-                    route_commands(host, &self.transport, now);
+                    route_commands(host, &self.transport, now, no_space.as_ref());
                     // What the leader's own core took over comes with a second look.
                     if host.core.has_ready() {
                         mark(&mut self.dirty, host);
@@ -525,6 +531,7 @@ impl Shard {
                 }
                 if host.core.is_leader() && !persist.entries.is_empty() {
                     host.appending = Some(persist.ticket);
+                    write.leads = note_leader(host);
                 }
                 host.note_appended(persist.truncate_from, &persist.entries);
                 tickets.push((group, persist.ticket));
@@ -610,6 +617,12 @@ impl Outgoing {
     }
 }
 
+/// The term to be noted with a leader's first entry in it: which of the stores led is in no log.
+fn note_leader(host: &mut GroupHost) -> Option<Term> {
+    let term = host.core.term();
+    (std::mem::replace(&mut host.led, term) != term).then_some(term)
+}
+
 /// Puts a group on the list of those to look at.
 fn mark(dirty: &mut Vec<GroupId>, host: &mut GroupHost) {
     if !std::mem::replace(&mut host.dirty, true) {
@@ -619,7 +632,8 @@ fn mark(dirty: &mut Vec<GroupId>, host: &mut GroupHost) {
 
 fn set_timer(timers: &mut Timers, host: &GroupHost) {
     let deadlines = [host.core.next_deadline(), host.retry_at, host.relay.next_deadline()];
-    timers.set(host.shared.id, deadlines.into_iter().flatten().min());
+    let hold = host.hand_over.hold_until.unwrap_or(0);
+    timers.set(host.shared.id, deadlines.into_iter().flatten().min().map(|at| at.max(hold)));
 }
 
 fn peers_on(host: &GroupHost, store: StoreId) -> Vec<ReplicaId> {

@@ -202,6 +202,15 @@ impl<L: LogView> Group<L> {
         self.raft.transfer_leadership(to)
     }
 
+    /// Gives leadership up, whether anybody takes it or not: this leader's host can do nothing for the group at present (its
+    /// disk hangs, say). The best follower is told to stand for election at once. Does nothing on others.
+    pub fn resign(&mut self, now: u64) {
+        self.raft.told(now);
+        if self.is_leader() {
+            self.raft.resign();
+        }
+    }
+
     /// Takes leadership: starts an election at once that a living leader does not prevent. Does nothing on a leader and
     /// on a replica without a vote. With leader leases a living leader does prevent it: only it can hand over.
     pub fn campaign(&mut self, now: u64) {

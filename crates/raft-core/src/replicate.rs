@@ -55,8 +55,8 @@ impl Raft {
         }
     }
 
-    /// The group goes on without this replica: the best follower need not wait for its timer.
-    fn resign(&mut self) {
+    /// The group goes on without this replica as its leader: the best follower need not wait for its timer.
+    pub(crate) fn resign(&mut self) {
         if let Some(heir) = self.best_heir() {
             self.send(heir, Body::TimeoutNow);
         }

@@ -109,7 +109,7 @@ impl AdminService {
 
     async fn change(&self, change: meta_command::Change) -> Result<pontoon_node::meta::MetaReply, Status> {
         reconcile::change(&self.node, change).await.map_err(|error| match error {
-            ProposeError::Overloaded { .. } => Status::resource_exhausted(error.to_string()),
+            ProposeError::Overloaded { .. } | ProposeError::NoSpace { .. } => Status::resource_exhausted(error.to_string()),
             ProposeError::TimedOut => Status::unavailable(format!(
                 "the registry (group meta) did not answer in time: {error}; ask again, `keyspace list` shows what \
                  became of it"

@@ -14,12 +14,15 @@ use crate::telemetry::{self, LogFormat};
 use output::OutputFormat;
 
 mod bench;
+mod check_cluster;
 mod connect;
 mod dev;
 mod identity;
+mod inspect;
 mod keyspace;
 mod leadership;
 mod memory;
+mod offline;
 pub(crate) mod output;
 mod serve;
 mod status;
@@ -100,6 +103,10 @@ enum Command {
     Dev(dev::DevArgs),
     /// Run a store
     Serve(Box<crate::config::ServeArgs>),
+    /// Show what the data directory of a stopped store holds
+    Inspect(inspect::InspectArgs),
+    /// Verify Raft's guarantees over the records of stopped stores
+    CheckCluster(check_cluster::CheckArgs),
     /// Show the cluster, or one group, as one store sees it
     Status(status::StatusArgs),
     /// Show the stores of the cluster
@@ -220,6 +227,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Serve(args) => serve::run(*args),
         Command::Dev(args) => dev::run(args, &global),
         Command::Bench(command) => bench::run(command, &global),
+        Command::Inspect(args) => inspect::run(&args, &global),
+        Command::CheckCluster(args) => check_cluster::run(&args, &global),
         Command::Status(args) => online(status::run(args, &global)),
         Command::Store(command) => online(store::run(command, &global)),
         Command::Keyspace(command) => online(keyspace::run(command, &global)),

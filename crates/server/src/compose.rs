@@ -281,7 +281,7 @@ impl Opened {
 }
 
 /// A data directory that must not be used as it is: exit code 2.
-fn wrong_state(error: impl std::error::Error + Send + Sync + 'static) -> anyhow::Error {
+pub(crate) fn wrong_state(error: impl std::error::Error + Send + Sync + 'static) -> anyhow::Error {
     let error = anyhow::Error::new(error);
     match error.downcast_ref::<OpenError>() {
         Some(OpenError::Io { .. }) => error,

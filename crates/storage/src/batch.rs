@@ -1,6 +1,6 @@
 //! What callers write, and what they get back.
 
-use pontoon_raft_core::types::{Entry, GroupId, HardState, LogIndex, ReplicaId, SnapshotMeta};
+use pontoon_raft_core::types::{Entry, GroupId, HardState, LogIndex, ReplicaId, SnapshotMeta, Term};
 
 /// The number of a batch, in submit order, without gaps, over all openings of the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,6 +30,9 @@ pub struct GroupWrite {
     pub entries: Vec<Entry>,
     /// The commit index, as a note: it never goes down, and never past the last entry.
     pub commit: Option<LogIndex>,
+    /// The replica leads this term: a note for those who check the records of several stores (`pontoon check-cluster`).
+    /// It is kept as long as the journal keeps its record, and changes nothing.
+    pub leads: Option<Term>,
     /// The log now begins after this: entries at and before its index are dropped, later ones stay. An older one than
     /// the log's present begin changes nothing.
     pub compact: Option<SnapshotMeta>,

@@ -81,8 +81,8 @@ fn wait_for_work(shared: &Shared) -> Option<Arc<Segment>> {
             return Some(oldest);
         }
         tracing::warn!(free, "no room for a checkpoint; will try again");
+        shared.space.at_best_low();
         state = shared.lock();
-        state.space_low = true;
         state = shared.checkpoint_work.wait_timeout(state, RETRY).unwrap_or_else(PoisonError::into_inner).0;
     }
 }

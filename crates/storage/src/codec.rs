@@ -20,6 +20,7 @@ pub(crate) const ENTRY_BYTES_MAX: usize = 1 << 30;
 const TAG_BATCH: u8 = 0;
 const TAG_GROUP: u8 = 1;
 const TAG_NOTE: u8 = 2;
+const TAG_LEADS: u8 = 3;
 
 const HAS_CREATE: u8 = 1;
 const HAS_HARD_STATE: u8 = 1 << 1;
@@ -66,6 +67,10 @@ impl Shape {
 
     pub(crate) fn encoded_len(self) -> usize {
         (self.0 >> 2) as usize
+    }
+
+    pub(crate) fn is_configuration(self) -> bool {
+        self.0 & 3 == Kind::Configuration as u32
     }
 
     /// The same as [`Entry::size_bytes`] of the entry.
@@ -118,6 +123,11 @@ pub(crate) enum Item {
     Note {
         key: String,
         value: Bytes,
+    },
+    /// The group's replica here leads this term.
+    Leads {
+        group: GroupId,
+        term: Term,
     },
 }
 
@@ -249,6 +259,11 @@ pub(crate) fn encode_group(out: &mut Vec<u8>, base: usize, write: &GroupWrite) -
             let shape = encode_entry(out, write.group, entry);
             slots.push(Slot { term: entry.term, offset, shape });
         }
+    }
+    if let Some(term) = write.leads {
+        out.push(TAG_LEADS);
+        put_u64(out, write.group.0);
+        put_u64(out, term.0);
     }
     Change {
         group: write.group,
@@ -404,6 +419,7 @@ impl<'a> Decoder<'a> {
                 let key = self.text()?;
                 Ok(Item::Note { key, value: Bytes::copy_from_slice(self.bytes()?) })
             }
+            TAG_LEADS => Ok(Item::Leads { group: GroupId(self.u64()?), term: Term(self.u64()?) }),
             TAG_GROUP => {
                 let group = GroupId(self.u64()?);
                 let flags = self.u8()?;
@@ -436,6 +452,16 @@ impl<'a> Decoder<'a> {
             }
             _ => Err(DecodeError("an item is of an unknown kind")),
         }
+    }
+}
+
+/// The checksum of an encoded entry, if the bytes are the entry of that group at that index.
+pub(crate) fn checked_entry(bytes: &[u8], group: GroupId, index: LogIndex) -> Result<u32, DecodeError> {
+    let crc = Decoder::new(bytes).u32()?;
+    if crc == entry_crc(group, index, &bytes[4..]) {
+        Ok(crc)
+    } else {
+        Err(DecodeError("the entry's checksum does not match"))
     }
 }
 
@@ -522,6 +548,7 @@ mod tests {
                 entry(14, Payload::ElectionTimer { millis: 500 }),
             ],
             commit: Some(LogIndex(12)),
+            leads: Some(Term(4)),
             compact: Some(meta(11)),
             destroy: true,
         }
@@ -532,7 +559,10 @@ mod tests {
         let write = every_field();
         let mut bytes = Vec::new();
         let change = encode_group(&mut bytes, 0, &write);
-        let Item::Group(read) = Decoder::new(&bytes).item().unwrap() else { panic!("a group was written") };
+        let mut d = Decoder::new(&bytes);
+        let Item::Group(read) = d.item().unwrap() else { panic!("a group was written") };
+        let led = d.item().unwrap();
+        assert!(matches!(led, Item::Leads { group: GroupId(5), term: Term(4) }) && d.is_empty(), "{led:?}");
         assert_eq!((read.group, read.create, read.hard_state), (write.group, write.create, write.hard_state));
         assert_eq!((&read.snapshot, read.truncate_from), (&write.snapshot, write.truncate_from));
         assert_eq!((read.commit, &read.compact, read.destroy), (write.commit, &write.compact, true));
@@ -552,9 +582,16 @@ mod tests {
     fn the_bytes_are_those_of_format_1() {
         let mut bytes = Vec::new();
         encode_batch_begin(&mut bytes);
-        encode_group(&mut bytes, 0, &every_field());
+        encode_group(&mut bytes, 0, &GroupWrite { leads: None, ..every_field() });
         encode_note(&mut bytes, "key", b"value");
         assert_eq!((bytes.len(), crc32c::crc32c(&bytes)), GOLDEN);
+        let mut led = Vec::new();
+        encode_group(
+            &mut led,
+            0,
+            &GroupWrite { group: GroupId(5), leads: Some(Term(4)), ..GroupWrite::default() },
+        );
+        assert_eq!(led[10..], [3, 5, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0]);
     }
     const GOLDEN: (usize, u32) = (415, 0xa910_141f);
 

@@ -25,7 +25,8 @@ pub struct Options {
     /// The pace of background checkpoints, in bytes a second; 32 MiB. Ignored while the journal is at twice its bound.
     pub checkpoint_bytes_per_second: u64,
     /// The room that stays free on the file system, in bytes; 64 MiB. With less than this (and a segment) left, the
-    /// store makes no new segment and reports `space_low`, while what is there goes on working.
+    /// store makes no new segment and reports it ([`LogStore::space`](crate::LogStore::space)), while what is there goes
+    /// on working. Too small, and a disk that fills fast leaves no time to refuse writes.
     pub space_reserve_bytes: u64,
 }
 

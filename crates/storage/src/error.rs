@@ -19,6 +19,14 @@ pub enum OpenError {
         /// The directory.
         dir: String,
     },
+    /// There is no store in a directory that was to be read.
+    #[error(
+        "{dir} holds no log store: there is no MARKER in it, and nothing else of a store; give the data directory of a store that has been started"
+    )]
+    NoStore {
+        /// The directory.
+        dir: String,
+    },
     /// The file system said no.
     #[error("cannot {action} {path}: {source}; check that the directory exists, is writable and has room")]
     Io {

@@ -59,8 +59,8 @@
 //! - **Cold tier.** What outlives its segment: metadata, notes, the few entries of idle groups, the backlog of slow
 //!   followers. sled's traps are listed, and handled, in `cold/sled.rs`.
 //! - **Failure.** The first failed write or sync is final: everything later gets [`StoreFailed`], until the process is
-//!   restarted and reads the disk again. A full disk is met by the spare: [`Stats::space_low`] is told while there is
-//!   still a segment to write to.
+//!   restarted and reads the disk again. A full disk is met by a reserve and a spare: [`LogStore::space`]
+//!   says so while there is still a segment to write to, and what the caller does not submit then is not lost.
 //! - **Recovery.** A torn last record is cut and reported ([`RecoveryReport::torn_tail`]); since damage of the last
 //!   acknowledged record can look the same, [`RecoveryReport::doubt`] stays set until it is settled. Everything else
 //!   that does not add up is an [`OpenError`] that names the file, the rule and the way back.
@@ -69,7 +69,8 @@
 //!
 //! `log_store` the handle · `committer` the writer thread · `index` (group, index) → place · `state` what threads share ·
 //! `journal` segments and records · `spares`, `checkpoint` the background threads · `cold` the cold tier · `marker`,
-//! `header` the small files · `recovery` opening · `codec` bytes · [`disk`] the seam to files, with a disk that fails.
+//! `header` the small files · `recovery` opening · [`records`] what a stopped store tells, [`check`] whether several stores'
+//! records keep Raft's guarantees · `codec` bytes · [`disk`] the seam to files, with a disk that fails.
 //!
 //! # What it does not do
 //!
@@ -77,6 +78,7 @@
 //! snapshots, or repair damage: a replica that lost what it promised is rebuilt from its peers.
 
 mod batch;
+pub mod check;
 mod checkpoint;
 mod codec;
 mod cold;
@@ -91,7 +93,9 @@ mod lock;
 mod log_store;
 mod marker;
 mod reader;
+pub mod records;
 mod recovery;
+mod space;
 mod spares;
 mod state;
 mod stats;
@@ -102,4 +106,5 @@ pub use error::{InitializeError, NoteError, OpenError, StoreFailed};
 pub use header::Header;
 pub use log_store::{GroupLog, LogStore};
 pub use recovery::{RecoveryReport, TornTail};
+pub use space::{NoSpace, Space};
 pub use stats::Stats;

@@ -18,15 +18,26 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
+    /// Of a store that is about to be opened.
     pub(crate) fn acquire(dir: &Path) -> Result<Self, OpenError> {
         let path = dir.join(FILE);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(OpenError::io("open", path.display().to_string()))?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        Self::hold(file.map_err(OpenError::io("open", path.display().to_string()))?, dir)
+    }
+
+    /// Of a directory that is only read: nothing is made in it. Without the file (in a copy, for example) there is
+    /// nobody to keep away.
+    pub(crate) fn acquire_existing(dir: &Path) -> Result<Option<Self>, OpenError> {
+        let path = dir.join(FILE);
+        match File::open(&path) {
+            Ok(file) => Self::hold(file, dir).map(Some),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(OpenError::io("open", path.display().to_string())(e)),
+        }
+    }
+
+    fn hold(file: File, dir: &Path) -> Result<Self, OpenError> {
+        let path = dir.join(FILE);
         let began = Instant::now();
         loop {
             match file.try_lock() {

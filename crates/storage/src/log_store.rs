@@ -26,6 +26,7 @@ use crate::journal::record::HEAD_BYTES;
 use crate::lock::Lock;
 use crate::reader;
 use crate::recovery::{self, RecoveryReport};
+use crate::space::{NoSpace, Space};
 use crate::spares;
 use crate::state::{Done, Note, Pending, PendingWrite, Shared};
 use crate::stats::Stats;
@@ -325,7 +326,7 @@ impl LogStore {
         stats.groups = state.groups.len() as u64;
         stats.live_segments = state.segments.len() as u64;
         stats.spare_segments = state.spares.len() as u64;
-        stats.space_low = state.space_low;
+        stats.space_low = shared.space.get() != Space::Enough;
         stats.failed = state.failed.as_ref().map(|failed| failed.reason.to_string());
         stats
     }
@@ -340,9 +341,16 @@ impl LogStore {
         (table + groups) as u64
     }
 
-    /// Whether the disk has so little room that no spare segment could be made: time to refuse proposals.
-    pub fn space_low(&self) -> bool {
-        self.inner.shared.lock().space_low
+    /// How much room the disk had when it was last looked at, at most a second or so ago. Takes no lock.
+    pub fn space(&self) -> Space {
+        self.inner.shared.space.get()
+    }
+
+    /// Why writes should be refused, if that is so: [`space`](Self::space) in words.
+    pub fn no_space(&self) -> Option<NoSpace> {
+        let shared = &self.inner.shared;
+        let reserve_mib = shared.options.space_reserve_bytes >> 20;
+        (self.space() != Space::Enough).then(|| NoSpace { dir: shared.disk.place(), reserve_mib })
     }
 
     /// Why the store takes no writes any more, if that is so.

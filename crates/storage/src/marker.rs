@@ -9,8 +9,8 @@ use crate::disk::{self, Disk};
 
 pub(crate) const FILE: &str = "MARKER";
 const MAGIC: &[u8; 8] = b"PTNMARK\0";
-/// 2: with the cold tier's generation, and the sum of its contents in the cold tier.
-pub(crate) const FORMAT: u32 = 2;
+/// 2: with the cold tier's generation, and the sum of its contents in the cold tier. 3: the journal may say who led.
+pub(crate) const FORMAT: u32 = 3;
 
 /// What the file says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +33,8 @@ pub(crate) struct Marker {
     pub(crate) cold_generation: u64,
     /// Whether the cold tier has the sum of its contents: format 1 had not. Not in the file.
     pub(crate) cold_is_summed: bool,
+    /// The format that was read; what is written is always of the newest.
+    pub(crate) format: u32,
 }
 
 /// Why there is no marker.
@@ -81,6 +83,7 @@ impl Marker {
                 doubt: d.flag()?,
                 cold_generation: if format >= 2 { d.u64()? } else { 0 },
                 cold_is_summed: format >= 2,
+                format,
             })
         };
         let marker = fields().map_err(bad)?;

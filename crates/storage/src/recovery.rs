@@ -19,8 +19,8 @@ use crate::journal::segment::{self, RECORDS_AT, Segment};
 use crate::marker::{self, Marker, MarkerFile, Unreadable};
 use crate::state::{Cache, LiveSegment, Shared, State};
 
-mod replay;
-mod scan;
+pub(crate) mod replay;
+pub(crate) mod scan;
 
 use replay::Replay;
 use scan::{Files, Scanned};
@@ -80,20 +80,7 @@ pub(crate) struct Recovered {
 pub(crate) fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Recovered, OpenError> {
     let opened = Instant::now();
     let header = Header::read(&*disk)?;
-    let found = match Marker::read(&*disk) {
-        Ok(found) => found,
-        Err(Unreadable::Io(source)) => {
-            return Err(OpenError::Io { action: "read", path: marker::FILE.to_owned(), source });
-        }
-        Err(Unreadable::Newer(found)) => {
-            let file = marker::FILE.to_owned();
-            return Err(OpenError::NewerFormat { file, found, known: marker::FORMAT });
-        }
-        Err(Unreadable::Bad(what)) => {
-            let evidence = "it is only ever replaced as a whole".to_owned();
-            return Err(OpenError::Damaged { file: marker::FILE.to_owned(), offset: 0, what, evidence });
-        }
-    };
+    let found = read_marker(&*disk)?;
     let place = Place::new(Arc::clone(&disk), options.cold_cache_bytes);
     let (marker, created) = match found {
         Some(marker) => (marker, false),
@@ -107,6 +94,19 @@ pub(crate) fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Recovered, O
     let scanned = scan::run(&files, &marker, |change| replay.apply(change))?;
     let tier = ColdTier::new(place, marker.cold_generation, cold, contents);
     finish(disk, tier, options, marker, header, replay, files, scanned, created, opened)
+}
+
+/// `MARKER`, if there is one.
+pub(crate) fn read_marker(disk: &dyn Disk) -> Result<Option<Marker>, OpenError> {
+    let file = marker::FILE.to_owned();
+    Marker::read(disk).map_err(|unreadable| match unreadable {
+        Unreadable::Io(source) => OpenError::Io { action: "read", path: file, source },
+        Unreadable::Newer(found) => OpenError::NewerFormat { file, found, known: marker::FORMAT },
+        Unreadable::Bad(what) => {
+            let evidence = "it is only ever replaced as a whole".to_owned();
+            OpenError::Damaged { file, offset: 0, what, evidence }
+        }
+    })
 }
 
 #[expect(clippy::too_many_arguments, reason = "the end of one long function, cut for reading")]
@@ -209,7 +209,6 @@ fn finish(
         failed: None,
         stopping: false,
         writer_gone: false,
-        space_low: false,
     };
     let marker = MarkerFile::new(marker);
     let shared = Shared::new(options, disk, tier, marker, journal, opened, report.seconds, state);
@@ -294,6 +293,7 @@ fn create(disk: &dyn Disk, place: &Place, options: &Options, has_header: bool) -
         doubt: false,
         cold_generation: 0,
         cold_is_summed: true,
+        format: marker::FORMAT,
     };
     marker.write(disk).map_err(OpenError::io("write", marker::FILE))?;
     Ok(marker)

@@ -1,5 +1,5 @@
 //! A background thread that keeps one segment ready, so that the writer never fills a file with zeroes itself, and that
-//! a full disk is met while there is still room to write.
+//! a full disk is met while there is still room to write. It looks at the room now and then, too: others fill disks.
 
 use std::io;
 use std::mem;
@@ -7,12 +7,14 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::journal::segment::{self, Segment};
+use crate::space;
 use crate::state::{Shared, SpareError, State};
 
 /// How many segments lie ready.
 const SPARES: usize = 1;
-/// How often a spare that could not be made is tried again.
-const RETRY: Duration = Duration::from_secs(1);
+/// How often the room on the disk is looked at, and a spare that could not be made is tried again. What fills a disk of
+/// its own accord takes seconds for the reserve.
+const LOOK: Duration = Duration::from_secs(1);
 /// The rest after each portion of zeroes of a new segment: about 32 MiB/s, several times what a busy store writes.
 const FILL_REST: Duration = Duration::from_millis(30);
 /// How many files without content are kept to be used again; more are removed.
@@ -31,7 +33,7 @@ pub(crate) fn run(shared: &Shared, mut next_file: u64) {
                 shared.fail(&format!("writing MARKER failed: {e}"));
                 return;
             }
-            shared.lock().space_low = true;
+            shared.space.at_best_low();
         }
         if job.make {
             make_one(shared, &job, &mut next_file);
@@ -39,6 +41,7 @@ pub(crate) fn run(shared: &Shared, mut next_file: u64) {
         if let Err(e) = drop_surplus(shared) {
             tracing::warn!(error = %e, "cannot remove an old journal file");
         }
+        space::look(shared);
     }
 }
 
@@ -71,15 +74,13 @@ fn wait_for_work(shared: &Shared, newest: &mut u32) -> Option<Job> {
                 urgent: wanted.is_some(),
             });
         }
-        if retry_later {
-            let (again, timeout) =
-                shared.spare_work.wait_timeout(state, RETRY).unwrap_or_else(PoisonError::into_inner);
-            state = again;
-            if timeout.timed_out() {
-                state.spare_error = None;
+        let waited = shared.spare_work.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner);
+        state = waited.0;
+        if waited.1.timed_out() {
+            if !retry_later {
+                return Some(Job { make: false, reached: None, bytes: 0, urgent: false });
             }
-        } else {
-            state = shared.wait(&shared.spare_work, state);
+            state.spare_error = None;
         }
     }
 }
@@ -112,12 +113,10 @@ fn make_one(shared: &Shared, job: &Job, next_file: &mut u64) {
     match made {
         Ok(spare) => {
             state.spares.push_back(Arc::new(spare));
-            state.space_low = false;
             state.spare_error = None;
         }
         Err(e) => {
             tracing::warn!(error = %e, "cannot make a spare journal segment; will try again");
-            state.space_low = true;
             state.spare_error = Some(SpareError { what: e.to_string(), urgent: job.urgent });
         }
     }
@@ -137,8 +136,10 @@ fn make_new(shared: &Shared, job: &Job, id: u32, next_file: &mut u64) -> io::Res
     *next_file += 1;
     // Zeroes compete with the syncs that clients wait for; until the writer needs the segment there is time.
     let rest = || {
-        if !job.urgent && shared.lock().spare_wanted.is_none() {
-            std::thread::sleep(FILL_REST);
+        let state = shared.lock();
+        if !job.urgent && state.spare_wanted.is_none() && !state.stopping {
+            // A wait, not a sleep: who closes the store or needs the segment wakes it.
+            drop(shared.spare_work.wait_timeout(state, FILL_REST));
         }
     };
     segment::make(&*shared.disk, &name, shared.journal, id, job.bytes, &rest)

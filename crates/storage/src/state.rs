@@ -18,6 +18,7 @@ use crate::header::Header;
 use crate::index::{CLEAN, ColdGarbage, GroupIndex, PENDING, Place};
 use crate::journal::segment::Segment;
 use crate::marker::MarkerFile;
+use crate::space::SpaceSeen;
 use crate::stats::Counters;
 
 /// Called when a batch is durable, or will never be.
@@ -115,7 +116,6 @@ pub(crate) struct State {
     pub(crate) failed: Option<StoreFailed>,
     pub(crate) stopping: bool,
     pub(crate) writer_gone: bool,
-    pub(crate) space_low: bool,
 }
 
 impl fmt::Debug for State {
@@ -136,6 +136,7 @@ pub(crate) struct Shared {
     pub(crate) marker: MarkerFile,
     pub(crate) journal: u64,
     pub(crate) counters: Counters,
+    pub(crate) space: SpaceSeen,
     pub(crate) opened: Instant,
     pub(crate) recovery_seconds: f64,
     state: Mutex<State>,
@@ -169,6 +170,7 @@ impl Shared {
             marker,
             journal,
             counters: Counters::default(),
+            space: SpaceSeen::default(),
             opened,
             recovery_seconds,
             state: Mutex::new(state),

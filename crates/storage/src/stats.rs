@@ -49,7 +49,7 @@ pub struct Stats {
     pub sync_pending_micros: u64,
     /// How long opening took, in seconds.
     pub recovery_seconds: f64,
-    /// No spare segment could be made for lack of room; the store works on with what it has.
+    /// The disk has less room than the reserve, or no spare segment could be made; the store works on with what it has.
     pub space_low: bool,
     /// The first failure, if there was one: the store takes no writes any more.
     pub failed: Option<String>,

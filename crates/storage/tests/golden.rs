@@ -61,7 +61,7 @@ fn fill(store: &LogStore) {
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
     // Across the border: the first entries are cold, these are not.
-    let commit = GroupWrite { commit: Some(LogIndex(4)), ..append(2, 4, 2, 3, 60) };
+    let commit = GroupWrite { commit: Some(LogIndex(4)), leads: Some(Term(3)), ..append(2, 4, 2, 3, 60) };
     put(store, vec![commit, create(6), append(6, 1, 1, 1, 0)]).unwrap();
     let cut = GroupWrite { truncate_from: Some(LogIndex(5)), ..append(2, 5, 1, 4, 30) };
     put(store, vec![cut]).unwrap();

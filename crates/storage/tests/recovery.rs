@@ -289,9 +289,9 @@ fn a_newer_format_is_named() {
     let error = refused(&dir, &["HEADER has format version 2", "up to 1", "start that one"]);
     assert_named!(error, OpenError::NewerFormat { found: 2, known: 1, .. });
     let mut dir = Dir::good();
-    dir.marker.as_mut().unwrap().format = 3;
-    let error = refused(&dir, &["MARKER has format version 3", "up to 2"]);
-    assert_named!(error, OpenError::NewerFormat { found: 3, known: 2, .. });
+    dir.marker.as_mut().unwrap().format = 4;
+    let error = refused(&dir, &["MARKER has format version 4", "up to 3"]);
+    assert_named!(error, OpenError::NewerFormat { found: 4, known: 3, .. });
     let mut dir = Dir::good();
     dir.files.push(("journal-00000002.seg", format::segment(2, JOURNAL, 2, &dir.records[1])));
     let error = refused(&dir, &["journal-00000002.seg has format version 2"]);

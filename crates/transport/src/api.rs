@@ -62,6 +62,11 @@ pub enum ProposalOutcome {
     },
     /// The leader has too much uncommitted or waiting. Nothing was appended: retry is safe.
     Overloaded,
+    /// The leader's disk has no room, and nobody else leads. Nothing was appended: retry is safe.
+    NoSpace {
+        /// Where, by which rule, and what to do.
+        what: String,
+    },
     /// Made by this store's own transport: the proposal never reached the wire. Retry is safe.
     NotSent,
     /// The leader's store refuses it for good.

@@ -164,6 +164,7 @@ pub(crate) fn reply_to_wire(r: ProposalReply) -> pb::ProposalReply {
         }
         // "Not sent" is a store's word to itself; for others it means the same as "overloaded": safe to try again.
         ProposalOutcome::Overloaded | ProposalOutcome::NotSent => Wire::Overloaded(true),
+        ProposalOutcome::NoSpace { what } => Wire::NoSpace(cut(what)),
         ProposalOutcome::Failed { reason } => Wire::Failed(cut(reason)),
     };
     pb::ProposalReply {
@@ -413,6 +414,7 @@ fn reply_from_wire(r: pb::ProposalReply) -> Result<ProposalReply, WireError> {
             leader: (l.store != 0).then_some(ReplicaId { store: StoreId(l.store), number: l.number }),
         },
         Wire::Overloaded(_) => ProposalOutcome::Overloaded,
+        Wire::NoSpace(what) => ProposalOutcome::NoSpace { what: cut(what) },
         Wire::Failed(reason) => ProposalOutcome::Failed { reason: cut(reason) },
     };
     let term = Term(number("a term", r.term)?);

@@ -148,6 +148,7 @@ impl Interpreter {
             }
             "run" => self.run_for(arg(1)),
             "campaign" => self.group(arg(1)).campaign(now),
+            "resign" => self.group(arg(1)).resign(now),
             "propose" => {
                 let proposals: Vec<_> = words[2..]
                     .iter()

@@ -5,6 +5,7 @@ use std::time::Duration;
 use pontoon_node::meta::{GroupKind, META_GROUP};
 use pontoon_proto::v1 as api;
 use pontoon_raft_core::types::{ReplicaId, Role};
+use pontoon_storage::Space;
 use pontoon_transport::{Direction, Lane};
 use tonic::Status;
 
@@ -116,6 +117,7 @@ impl AdminService {
             connections: self.connections(),
             disconnections: self.node.transport().links().iter().map(|l| l.disconnections).sum(),
             servers: self.servers(core),
+            space_low: self.node.log().space() != Space::Enough,
         })
     }
 

@@ -119,6 +119,11 @@ impl Cluster {
         std::fs::read_to_string(path).unwrap_or_default()
     }
 
+    /// The store's data directory.
+    pub(crate) fn data_dir(&self, i: usize) -> PathBuf {
+        self.stores[i].directory.clone()
+    }
+
     pub(crate) fn pid(&self, i: usize) -> u32 {
         self.stores[i].child.as_ref().expect("runs").id()
     }

@@ -3,7 +3,9 @@
 mod cluster;
 mod crash;
 mod etcdctl;
+mod full_disk;
 mod keyspaces;
 mod leases;
+mod offline;
 mod retries;
 mod timers;

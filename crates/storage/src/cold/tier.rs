@@ -1,14 +1,14 @@
 //! The cold tier of an open store: which generation of it is in use, what it must hold, and when it is written anew.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::cold::contents::Contents;
 use crate::cold::plain::{self, PlainCold};
 use crate::cold::sled::SledCold;
 use crate::cold::{self, Changes, Cold};
-use crate::disk::Disk;
+use crate::disk::{Disk, RealDisk};
 
 /// The directory of generation 0; later ones have their number behind it.
 const SLED_DIR: &str = "cold";
@@ -83,6 +83,15 @@ impl Place {
         }
     }
 
+    /// Opens a copy of a generation, which is made in the directory `to`: sled changes what it opens. What is no
+    /// directory of the operating system is opened where it is, and only read.
+    pub(crate) fn open_copy(&self, generation: u64, to: &Path) -> io::Result<Arc<dyn Cold>> {
+        let Some(from) = self.path(generation) else { return self.open(generation) };
+        copy_files(&from, &to.join(SLED_DIR))?;
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(to)?);
+        Self::new(disk, self.cache_bytes).open(0)
+    }
+
     /// Removes a generation that nobody has open.
     pub(crate) fn remove(&self, generation: u64) -> io::Result<()> {
         match self.path(generation) {
@@ -91,6 +100,21 @@ impl Place {
         }
         self.disk.sync_names()
     }
+}
+
+/// Copies the files of a directory, and those of the directories in it.
+fn copy_files(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            copy_files(&entry.path(), &to.join(entry.file_name()))?;
+        } else if kind.is_file() {
+            std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
 }
 
 /// The cold tier in use. Readers come from everywhere; only recovery and then the checkpoint thread write.

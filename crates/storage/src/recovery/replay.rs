@@ -230,8 +230,10 @@ impl Replay {
 
     /// Carries out what the journal says.
     pub(crate) fn apply(&mut self, found: Replayed<'_>) -> Result<(), OpenError> {
-        let Replayed { batch, segment, body_at, file, item } = found;
+        let Replayed { batch, segment, body_at, file, item, .. } = found;
         match item {
+            // For those who check several stores; see `records`.
+            ReplayedItem::Leads(..) => Ok(()),
             ReplayedItem::Note(key, value) => {
                 let note = self.notes.entry(key).or_insert(Note { value: Bytes::new(), dirty: CLEAN });
                 note.value = value;

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use pontoon_raft_core::types::{GroupId, Term};
+
 use crate::codec::{Change, Decoder, ENTRY_HEAD, Item};
 use crate::disk::{Disk, DiskFile};
 use crate::error::OpenError;
@@ -115,6 +117,8 @@ pub(crate) struct Replayed<'a> {
     /// Where the record's body begins in the segment.
     pub(crate) body_at: u32,
     pub(crate) file: &'a str,
+    /// The record's body: places of entries count from its begin.
+    pub(crate) body: &'a [u8],
     pub(crate) item: ReplayedItem,
 }
 
@@ -123,6 +127,7 @@ pub(crate) struct Replayed<'a> {
 pub(crate) enum ReplayedItem {
     Group(Change),
     Note(String, bytes::Bytes),
+    Leads(GroupId, Term),
 }
 
 /// How a segment's records ended.
@@ -294,11 +299,13 @@ fn replay_record(
             }
             Item::Group(change) => ReplayedItem::Group(change),
             Item::Note { key, value } => ReplayedItem::Note(key, value),
+            Item::Leads { group, term } => ReplayedItem::Leads(group, term),
         };
         if *next_batch == first {
             return Err(damaged("a change stands before the first batch"));
         }
-        apply(Replayed { batch: *next_batch - 1, segment: segment.id, body_at, file: &segment.name, item })?;
+        let batch = *next_batch - 1;
+        apply(Replayed { batch, segment: segment.id, body_at, file: &segment.name, body, item })?;
     }
     if *next_batch == first { Err(damaged("the record holds no batch")) } else { Ok(()) }
 }

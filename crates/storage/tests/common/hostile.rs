@@ -4,8 +4,10 @@
 
 use std::sync::Arc;
 
-use pontoon_raft_core::types::LogIndex;
+use pontoon_raft_core::types::{GroupId, LogIndex};
+use pontoon_storage::check::check;
 use pontoon_storage::disk::memory::MemoryDisk;
+use pontoon_storage::records::StoreRecords;
 use pontoon_storage::{LogStore, Options};
 
 use super::format::{self, Group, Marker};
@@ -57,9 +59,13 @@ pub(crate) fn disk_of(data: &[u8]) -> MemoryDisk {
     disk
 }
 
-/// Opens it and reads everything. `true`: it opened.
+/// Opens it and reads everything, and judges it as `pontoon check-cluster` does. `true`: it opened.
 pub(crate) fn exercise(data: &[u8]) -> bool {
     let disk = disk_of(data);
+    let records = StoreRecords::read_on(Arc::new(disk.clone()), &[GroupId(1)]);
+    if let Ok(records) = records {
+        let _ = check(&[records]);
+    }
     let mut options = Options::default();
     options.segment_bytes = format::SEGMENT_BYTES as u64;
     options.space_reserve_bytes = 0;

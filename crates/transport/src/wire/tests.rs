@@ -139,6 +139,7 @@ fn reply() -> impl Strategy<Value = ProposalReply> {
         proptest::option::of(replica(1..9u64)).prop_map(|leader| ProposalOutcome::NotLeader { leader }),
         Just(ProposalOutcome::Overloaded),
         Just(ProposalOutcome::InProgress),
+        "[a-zé]{0,300}".prop_map(|what| ProposalOutcome::NoSpace { what: cut(what) }),
         "[a-zé]{0,300}".prop_map(|reason| ProposalOutcome::Failed { reason: cut(reason) }),
     ];
     (any::<u64>(), any::<u128>(), 0..=NUMBER_MAX, 0..=NUMBER_MAX, outcome).prop_map(

@@ -36,6 +36,8 @@ pub(super) struct GroupDocument {
     connections: Vec<ConnectionDocument>,
     disconnections: u64,
     servers: Vec<ServerDocument>,
+    /// The store's disk is nearly full.
+    space_low: bool,
 }
 
 #[derive(Serialize)]
@@ -101,6 +103,7 @@ impl From<GroupStatus> for GroupDocument {
             connections: group.connections.into_iter().map(ConnectionDocument::from).collect(),
             disconnections: group.disconnections,
             servers: group.servers.into_iter().map(ServerDocument::from).collect(),
+            space_low: group.space_low,
         }
     }
 }
@@ -159,7 +162,10 @@ impl GroupDocument {
             ("group", format!("{} ({} {})", self.group, self.kind, self.group_id)),
             ("cluster", self.cluster.to_string()),
             ("store", format!("{} ({}) at {}", self.name, self.store, self.address)),
-            ("status", self.status.to_owned()),
+            (
+                "status",
+                if self.space_low { format!("{}, no space", self.status) } else { self.status.to_owned() },
+            ),
             ("role", self.role.to_owned()),
             ("term", self.term.to_string()),
             ("leader", or_dash(self.leader.map(name_of))),
@@ -239,6 +245,7 @@ mod tests {
                 match_index: Some(90),
                 last_msg_ms_ago: Some(12),
             }],
+            space_low: true,
         };
         let document = GroupDocument::from(status);
         let expected = serde_json::json!({
@@ -254,11 +261,12 @@ mod tests {
             "servers": [{
                 "store": "0000000000000002", "name": "n2", "address": "h:2", "self": false, "role": "voter",
                 "phase": "stable", "next_index": 91, "match_index": 90, "last_msg_ms_ago": 12
-            }]
+            }],
+            "space_low": true
         });
         assert_eq!(serde_json::to_value(&document).expect("plain"), expected);
         let table = document.table();
         assert!(table.contains("n2 (0000000000000002)") && table.contains("[2, 90]"), "{table}");
-        assert!(table.contains("connection refused by h:2"), "{table}");
+        assert!(table.contains("connection refused by h:2") && table.contains("member, no space"), "{table}");
     }
 }
