@@ -44,7 +44,9 @@ fn order_makes_no_difference() {
 fn bounded_models_are_exhausted() {
     let bounded: Vec<Model> = MODELS.iter().filter_map(exhaustible).collect();
     assert!(bounded.len() >= 13, "a bound was misspelt");
-    for model in bounded.into_iter().filter(|model| ["joint", "lost-record", "power-cut"].contains(&model.name)) {
+    for model in
+        bounded.into_iter().filter(|model| ["joint", "lost-record", "power-cut"].contains(&model.name))
+    {
         let report = explore(&model, Order::Depth, Limits::NONE).unwrap_or_else(|found| panic!("{found}"));
         assert!(report.complete && report.states > 500, "{report}");
         assert!(!report.to_string().contains("not exhausted"), "{report}");

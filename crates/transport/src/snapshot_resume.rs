@@ -138,6 +138,9 @@ mod tests {
     }
 
     proptest! {
+        // Images of some segments are large for a debug build.
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
         /// However often calls break, and wherever: the receiver gets each byte once, in order, and the sender keeps one segment.
         #[test]
         fn every_byte_arrives_once(
