@@ -1,6 +1,6 @@
 //! The smallest models, each to its end. `pontoon-explore` runs all of them.
 
-use pontoon_sim::explore::{Limits, Model, Order, explore, model};
+use pontoon_sim::explore::{Limits, MODELS, Model, Order, exhaustible, explore, model};
 
 /// Visits every state of the model with bounds that make it small.
 fn all_states(name: &str, shrink: impl FnOnce(&mut Model)) -> pontoon_sim::explore::Report {
@@ -37,4 +37,18 @@ fn order_makes_no_difference() {
         .map(|order| explore(&model, order, Limits::NONE).unwrap_or_else(|found| panic!("{found}")));
     assert_eq!((breadth.states, breadth.transitions), (depth.states, depth.transitions));
     assert!(breadth.depth <= depth.depth, "breadth first goes the shortest ways");
+}
+
+/// Every state of the smallest of the bounded models; `pontoon-explore --exhaust` sees all of them whole.
+#[test]
+fn bounded_models_are_exhausted() {
+    let bounded: Vec<Model> = MODELS.iter().filter_map(exhaustible).collect();
+    assert!(bounded.len() >= 13, "a bound was misspelt");
+    for model in
+        bounded.into_iter().filter(|model| ["joint", "lost-record", "power-cut"].contains(&model.name))
+    {
+        let report = explore(&model, Order::Depth, Limits::NONE).unwrap_or_else(|found| panic!("{found}"));
+        assert!(report.complete && report.states > 500, "{report}");
+        assert!(!report.to_string().contains("not exhausted"), "{report}");
+    }
 }

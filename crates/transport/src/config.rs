@@ -60,7 +60,8 @@ pub struct Limits {
     pub receive_bytes_max: u64,
     /// Snapshots that are sent at the same time, to different stores. Default 2.
     pub snapshot_sends_max: usize,
-    /// A snapshot stream that moves nothing for this long is given up. Default 20 s.
+    /// A snapshot stream that moves nothing for this long is given up; a receiver keeps what it has of one that broke for as long.
+    /// Default 20 s.
     pub snapshot_stall: Duration,
     /// A snapshot stream that takes longer than this is given up. Default 30 min.
     pub snapshot_duration_max: Duration,

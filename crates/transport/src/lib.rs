@@ -136,6 +136,7 @@ mod receive_budget;
 mod send_queue;
 pub mod snapshot_io;
 mod snapshot_receive;
+mod snapshot_resume;
 mod snapshot_send;
 mod status;
 mod transport;

@@ -1,6 +1,8 @@
-//! The receiving end of a snapshot stream: one at a time per store, each piece checked before it is written.
+//! The receiving end of a snapshot stream: one at a time per store, each piece checked before it is written. Between two calls of
+//! one image, and after a call that broke, what is there waits ([`Parked`]).
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,7 +10,7 @@ use pontoon_proto::peer::v1 as pb;
 use pontoon_proto::peer::v1::snapshot_frame::Part;
 use pontoon_raft_core::message::Message;
 use pontoon_raft_core::types::{GroupId, StoreId};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tonic::Streaming;
 
@@ -16,12 +18,16 @@ use crate::acceptor::{Acceptor, Greeted, check_hello};
 use crate::error::Refused;
 use crate::receive_budget::MESSAGE_CHARGE_BYTES;
 use crate::snapshot_io::SNAPSHOT_CHUNK_BYTES_MAX;
+use crate::snapshot_resume::{Arrived, Incoming};
 use crate::status::Lane;
 use crate::transport::Shared;
 use crate::wire::{self, Ends, cut};
 
 /// A chunk and what is around it.
 pub(crate) const FRAME_BYTES_MAX: usize = SNAPSHOT_CHUNK_BYTES_MAX + (64 << 10);
+
+/// How long a new image waits for the one before it to be thrown away.
+const TURN_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Chunks that wait for the disk.
 const CHUNKS_WAITING_MAX: usize = 2;
@@ -77,17 +83,87 @@ async fn receive(shared: &Arc<Shared>, frames: &mut Streaming<pb::SnapshotFrame>
     let ends = Ends { from, to: shared.config.store };
     let message = header.message.ok_or_else(|| failed("a header without a message"))?;
     let (group, message) = wire::install_snapshot(message, ends).map_err(|e| failed(e.to_string()))?;
-    // Held by the writing thread until it is done: a sink that hangs on its disk keeps others out.
-    let turn = Arc::clone(&shared.snapshot_receive).try_acquire_owned().map_err(|_| Refused::Busy)?;
+    let (image, begins) = (header.image, header.offset);
     let mut greeted =
         Acceptor::greet(shared, hello, Lane::Snapshot).ok_or_else(|| failed("no longer a peer"))?;
+    let staging = match take_parked(shared, from, group, image) {
+        Some(staging) if staging.incoming.continues(begins) => staging,
+        _ if begins > 0 => return Err(failed("what came before of this image is not here any more")),
+        _ => begin(shared, from, image, group, message).await?,
+    };
     let result = tokio::select! {
         biased;
         () = greeted.stop.cancelled() => Err(failed("closed here: no longer a peer")),
-        result = stage(shared, &greeted, frames, turn, group, message) => result,
+        result = stage(shared, &greeted, frames, staging) => result,
     };
     greeted.ended = result.as_ref().err().map(ToString::to_string);
     result
+}
+
+/// An image that is being staged.
+pub(crate) struct Staging {
+    /// Its name; 0: it cannot be resumed.
+    image: u64,
+    from: StoreId,
+    group: GroupId,
+    message: Message,
+    incoming: Incoming,
+    writer: Writer,
+}
+
+/// A staged part of an image that waits for the next call of its sender. It keeps the store's turn.
+pub(crate) struct Parked(Staging);
+
+/// The part of this image that is here. What else this sender has left here is thrown away: it has begun anew.
+fn take_parked(shared: &Shared, from: StoreId, group: GroupId, image: u64) -> Option<Staging> {
+    let mut parked = shared.snapshot_parked.lock().unwrap_or_else(PoisonError::into_inner);
+    let Parked(staging) = parked.take_if(|Parked(staging)| staging.from == from)?;
+    (image != 0 && (staging.image, staging.group) == (image, group)).then_some(staging)
+}
+
+/// Keeps what is there for the sender's next call, for as long as a silence may last within one.
+fn park(shared: &Arc<Shared>, staging: Staging) {
+    let (image, offset) = (staging.image, staging.incoming.has().offset);
+    let park = |parked: Option<Parked>| {
+        *shared.snapshot_parked.lock().unwrap_or_else(PoisonError::into_inner) = parked;
+    };
+    park(Some(Parked(staging)));
+    let (shared, patience) = (Arc::clone(shared), shared.config.limits.snapshot_stall);
+    tokio::spawn(async move {
+        tokio::select! {
+            () = shared.stop.cancelled() => {}
+            () = tokio::time::sleep(patience) => {}
+        }
+        let mut parked = shared.snapshot_parked.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(
+            parked
+                .take_if(|Parked(staging)| (staging.image, staging.incoming.has().offset) == (image, offset)),
+        );
+    });
+}
+
+/// Begins to stage an image.
+async fn begin(
+    shared: &Arc<Shared>,
+    from: StoreId,
+    image: u64,
+    group: GroupId,
+    message: Message,
+) -> Result<Staging, Refused> {
+    // Held by the writing thread until it is done: a sink that hangs on its disk keeps others out. One that was just told to
+    // throw its image away needs a moment.
+    let turn = timeout(TURN_PATIENCE, Arc::clone(&shared.snapshot_receive).acquire_owned());
+    let Ok(Ok(turn)) = turn.await else { return Err(Refused::Busy) };
+    let (pieces, waiting) = mpsc::channel(CHUNKS_WAITING_MAX);
+    let (done, written) = oneshot::channel();
+    let (inbound, meta) = (Arc::clone(&shared.inbound), message.clone());
+    tokio::task::spawn_blocking(move || {
+        let result = inbound.snapshot_begin(from, group, meta).and_then(|sink| write(sink, waiting));
+        drop(turn);
+        let _ = done.send(result);
+    });
+    let writer = Writer { pieces, written, patience: shared.config.limits.snapshot_stall };
+    Ok(Staging { image, from, group, message, incoming: Incoming::default(), writer })
 }
 
 /// What the writing thread is told.
@@ -101,68 +177,80 @@ async fn stage(
     shared: &Arc<Shared>,
     greeted: &Greeted,
     frames: &mut Streaming<pb::SnapshotFrame>,
-    turn: OwnedSemaphorePermit,
-    group: GroupId,
-    message: Message,
+    mut staging: Staging,
 ) -> Result<(), Refused> {
     let patience = shared.config.limits.snapshot_stall;
-    let (pieces, waiting) = mpsc::channel(CHUNKS_WAITING_MAX);
-    let (done, written) = oneshot::channel();
-    let (from, inbound, meta) = (greeted.store, Arc::clone(&shared.inbound), message.clone());
-    tokio::task::spawn_blocking(move || {
-        let result = inbound.snapshot_begin(from, group, meta).and_then(|sink| write(sink, waiting));
-        drop(turn);
-        let _ = done.send(result);
-    });
-    let mut writer = Writer { pieces, written, patience };
-    let (mut offset, mut total_crc) = (0u64, 0u32);
     loop {
         let part = tokio::select! {
             biased;
             // The sink failed or refused: no need to hear the rest.
-            result = &mut writer.written => return Err(ended_early(result)),
-            part = next(frames, patience) => part?,
+            result = &mut staging.writer.written => return Err(ended_early(result)),
+            part = next(frames, patience) => part,
+        };
+        let part = match part {
+            Ok(part) => part,
+            Err(broken) => {
+                if staging.image != 0 {
+                    park(shared, staging);
+                }
+                return Err(broken);
+            }
         };
         match part {
             Part::Chunk(chunk) => {
-                if chunk.offset != offset || chunk.data.len() > SNAPSHOT_CHUNK_BYTES_MAX {
-                    return Err(failed(format!(
-                        "expected at most {SNAPSHOT_CHUNK_BYTES_MAX} bytes at offset {offset}, found {} at {}",
-                        chunk.data.len(),
-                        chunk.offset
-                    )));
-                }
                 let crc = crc32c::crc32c(&chunk.data);
                 if crc != chunk.crc32c {
                     return Err(failed(format!(
-                        "the chunk at offset {offset} is corrupt: its checksum differs"
+                        "the chunk at offset {} is corrupt: its checksum differs",
+                        chunk.offset
                     )));
                 }
-                total_crc = crc32c::crc32c_append(total_crc, &chunk.data);
-                offset += chunk.data.len() as u64;
-                greeted.counters.frames.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                greeted
-                    .counters
-                    .bytes
-                    .fetch_add(chunk.data.len() as u64, std::sync::atomic::Ordering::Relaxed);
-                writer.give(Piece::Chunk(chunk.data)).await?;
+                let expected = staging.incoming.has().offset;
+                let bytes = chunk.data.len();
+                let arrived = staging.incoming.piece(chunk.offset, &chunk.data);
+                if arrived == Arrived::Misplaced || bytes > SNAPSHOT_CHUNK_BYTES_MAX {
+                    return Err(failed(format!(
+                        "expected at most {SNAPSHOT_CHUNK_BYTES_MAX} bytes at offset {expected}, found {bytes} at {}",
+                        chunk.offset
+                    )));
+                }
+                greeted.counters.frames.fetch_add(1, Ordering::Relaxed);
+                greeted.counters.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+                if arrived == Arrived::New {
+                    staging.writer.give(Piece::Chunk(chunk.data)).await?;
+                }
             }
             Part::Trailer(trailer) => {
-                if trailer.bytes != offset || trailer.crc32c != total_crc {
-                    return Err(failed(format!(
-                        "the trailer speaks of {} bytes and {offset} came, or the checksum differs",
-                        trailer.bytes
-                    )));
-                }
+                check_end(&staging.incoming, &trailer)?;
                 break;
+            }
+            Part::Pause(trailer) => {
+                check_end(&staging.incoming, &trailer)?;
+                if staging.image == 0 {
+                    return Err(failed("a pause in an image without a name"));
+                }
+                park(shared, staging);
+                return Ok(());
             }
             Part::Header(_) => return Err(failed("a second header")),
         }
     }
+    let Staging { group, message, from, writer, .. } = staging;
     writer.finish(shared.config.limits.snapshot_duration_max).await?;
     let permit = shared.budget.take(&greeted.share, MESSAGE_CHARGE_BYTES);
     shared.inbound.receive(from, vec![(group, message)], permit);
     Ok(())
+}
+
+fn check_end(incoming: &Incoming, trailer: &pb::SnapshotTrailer) -> Result<(), Refused> {
+    let has = incoming.has();
+    if (trailer.bytes, trailer.crc32c) == (has.offset, has.crc32c) {
+        return Ok(());
+    }
+    Err(failed(format!(
+        "the trailer speaks of {} bytes and {} came, or the checksum differs",
+        trailer.bytes, has.offset
+    )))
 }
 
 fn write(

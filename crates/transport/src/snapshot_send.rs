@@ -1,22 +1,28 @@
-//! The sending end of a snapshot stream: its own connection, a bounded number of chunks in flight.
+//! The sending end of a snapshot stream: its own connection, a bounded number of chunks in flight, and a new connection if that
+//! one breaks (`snapshot_resume.rs`).
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use pontoon_proto::peer::v1 as pb;
+use pontoon_proto::peer::v1::peer_client::PeerClient;
 use pontoon_proto::peer::v1::snapshot_frame::Part;
 use pontoon_raft_core::message::{Body, Message};
 use pontoon_raft_core::types::{GroupId, StoreId};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
+use tonic::transport::Channel;
 
 use crate::dial::{self, DialError};
+use crate::io::KillOnDrop;
 use crate::snapshot_io::{SNAPSHOT_CHUNK_BYTES_MAX, SnapshotReader};
 use crate::snapshot_receive::FRAME_BYTES_MAX;
+use crate::snapshot_resume::{Outgoing, Piece, Place};
 use crate::status::Lane;
 use crate::transport::{Peer, Shared};
 use crate::wire;
@@ -26,6 +32,13 @@ const CHUNKS_WAITING_MAX: usize = 2;
 
 /// For the connection.
 const DIAL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often in a row a call may fail without having brought a segment. With the waits between, some three seconds: about as long
+/// as a connection that comes back needs; after that the leader judges anew what the follower needs.
+const TRIES_MAX: u32 = 5;
+
+/// The wait before the first new try; each further one is longer by as much.
+const RETRY: Duration = Duration::from_millis(200);
 
 #[derive(Debug, thiserror::Error)]
 enum SendError {
@@ -100,6 +113,13 @@ fn turns(shared: &Shared, peer: &Peer) -> Option<[OwnedSemaphorePermit; 2]> {
     Some([of_peer, of_all])
 }
 
+/// How one call ended that did not fail.
+enum Progress {
+    /// The receiver has the segment; there is more.
+    More,
+    Done,
+}
+
 async fn stream(
     shared: &Arc<Shared>,
     peer: &Peer,
@@ -107,45 +127,122 @@ async fn stream(
     message: Message,
     reader: Box<dyn SnapshotReader>,
 ) -> Result<(), SendError> {
-    let stall = shared.config.limits.snapshot_stall;
-    let address = peer.address.read().unwrap_or_else(PoisonError::into_inner).clone();
-    let (mut client, kill) = timeout(DIAL_PATIENCE, dial::connect(&address, FRAME_BYTES_MAX, Some(stall)))
-        .await
-        .map_err(|_| DialError::TimedOut(DIAL_PATIENCE))??;
-    let (frames, waiting) = mpsc::channel(CHUNKS_WAITING_MAX);
     let header = pb::SnapshotHeader {
         hello: Some(shared.hello(peer.control.store, Lane::Snapshot)),
         message: Some(wire::message_to_wire(group, message, Vec::new())),
+        // Zero would mean that it cannot be resumed.
+        image: RandomState::new().hash_one(group.0).max(1),
+        offset: 0,
     };
+    let mut sending = Sending { outgoing: Outgoing::default(), source: Source::Idle(reader) };
+    let (mut connection, mut tries) = (None, 0);
+    loop {
+        match segment(shared, peer, &header, &mut sending, &mut connection).await {
+            Ok(Progress::Done) => return Ok(()),
+            Ok(Progress::More) => tries = 0,
+            Err(error) => {
+                // What the receiver has it keeps for a while. "Busy" is its old call, if there was one.
+                let resumes = match &error {
+                    SendError::Dial(_) | SendError::Stalled(_) | SendError::Stream(_) => true,
+                    SendError::Busy => tries > 0,
+                    _ => false,
+                };
+                if !resumes || tries == TRIES_MAX {
+                    return Err(error);
+                }
+                tries += 1;
+                tracing::debug!(%group, %error, tries, "the snapshot's stream broke; it goes on from what is there");
+                connection = None;
+                tokio::time::sleep(RETRY * tries).await;
+            }
+        }
+    }
+}
+
+/// What is sent, and where it comes from.
+struct Sending {
+    outgoing: Outgoing,
+    source: Source,
+}
+
+/// The image. Reading blocks, so it happens elsewhere, and goes on there when the call it was for breaks.
+enum Source {
+    Idle(Box<dyn SnapshotReader>),
+    Reading(JoinHandle<io::Result<(Option<Piece>, Box<dyn SnapshotReader>)>>),
+    /// It has ended, or failed.
+    Over,
+}
+
+/// A connection for snapshots, and what ends it when it is dropped.
+type Connection = (PeerClient<Channel>, KillOnDrop);
+
+/// One call: everything that is not answered for, up to the end of a segment or of the image.
+async fn segment(
+    shared: &Arc<Shared>,
+    peer: &Peer,
+    header: &pb::SnapshotHeader,
+    sending: &mut Sending,
+    connection: &mut Option<Connection>,
+) -> Result<Progress, SendError> {
+    let stall = shared.config.limits.snapshot_stall;
+    if connection.is_none() {
+        let address = peer.address.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let dialled = timeout(DIAL_PATIENCE, dial::connect(&address, FRAME_BYTES_MAX, Some(stall))).await;
+        *connection = Some(dialled.map_err(|_| DialError::TimedOut(DIAL_PATIENCE))??);
+    }
+    let Some((client, _)) = connection else { return Err(SendError::Stopped) };
+    let (frames, waiting) = mpsc::channel(CHUNKS_WAITING_MAX);
+    let header = pb::SnapshotHeader { offset: sending.outgoing.begin().offset, ..header.clone() };
     let call = client.snapshot(ReceiverStream::new(waiting));
-    let feed = feed(frames, Part::Header(header), reader, stall);
-    tokio::pin!(call, feed);
-    let mut fed = false;
+    let mut fed = None;
     // The receiver may answer before everything is sent: a refusal.
-    let answer = loop {
-        tokio::select! {
-            biased;
-            answer = &mut call => break answer?.into_inner(),
-            result = &mut feed, if !fed => {
-                result?;
-                fed = true;
+    let answer = {
+        let feed = feed(frames, Part::Header(header), sending, stall);
+        tokio::pin!(call, feed);
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut call => break answer?.into_inner(),
+                result = &mut feed, if fed.is_none() => fed = Some(result?),
             }
         }
     };
-    drop(kill);
     if answer.busy {
         return Err(SendError::Busy);
     }
-    if answer.refused.is_empty() { Ok(()) } else { Err(SendError::Refused(wire::cut(answer.refused))) }
+    if !answer.refused.is_empty() {
+        return Err(SendError::Refused(wire::cut(answer.refused)));
+    }
+    match fed {
+        Some(Fed::Image) => Ok(Progress::Done),
+        Some(Fed::Segment) => {
+            sending.outgoing.answered();
+            Ok(Progress::More)
+        }
+        Some(Fed::Interrupted) | None => {
+            Err(SendError::Refused("it answered before everything was sent".to_owned()))
+        }
+    }
+}
+
+/// What a call was given.
+#[derive(Clone, Copy)]
+enum Fed {
+    /// Everything to the end.
+    Image,
+    /// A whole segment.
+    Segment,
+    /// The call ended before, and its answer says why.
+    Interrupted,
 }
 
 async fn feed(
     frames: mpsc::Sender<pb::SnapshotFrame>,
     header: Part,
-    mut reader: Box<dyn SnapshotReader>,
+    sending: &mut Sending,
     stall: Duration,
-) -> Result<(), SendError> {
-    // `false`: the call has ended, and its answer says why.
+) -> Result<Fed, SendError> {
+    // `false`: the call has ended.
     let give = async |part| {
         let frame = pb::SnapshotFrame { part: Some(part) };
         match timeout(stall, frames.send(frame)).await {
@@ -154,40 +251,53 @@ async fn feed(
         }
     };
     if !give(header).await? {
-        return Ok(());
+        return Ok(Fed::Interrupted);
     }
-    let (mut offset, mut total_crc) = (0u64, 0u32);
-    loop {
-        let (read, returned) = read(reader).await?;
-        reader = returned;
-        let Some((data, crc32c)) = read else { break };
-        if data.len() > SNAPSHOT_CHUNK_BYTES_MAX {
-            return Err(SendError::ChunkSize(data.len()));
+    let ends = loop {
+        let Some((offset, Piece { data, crc32c })) = sending.outgoing.next_kept() else {
+            if sending.outgoing.is_full() {
+                break Fed::Segment;
+            }
+            match sending.source.next().await? {
+                Some(piece) if piece.data.len() > SNAPSHOT_CHUNK_BYTES_MAX => {
+                    return Err(SendError::ChunkSize(piece.data.len()));
+                }
+                Some(piece) => sending.outgoing.read(piece),
+                None => break Fed::Image,
+            }
+            continue;
+        };
+        if !give(Part::Chunk(pb::SnapshotChunk { offset, crc32c, data })).await? {
+            return Ok(Fed::Interrupted);
         }
-        total_crc = crc32c::crc32c_append(total_crc, &data);
-        let chunk = pb::SnapshotChunk { offset, crc32c, data };
-        offset += chunk.data.len() as u64;
-        if !give(Part::Chunk(chunk)).await? {
-            return Ok(());
-        }
-    }
-    give(Part::Trailer(pb::SnapshotTrailer { bytes: offset, crc32c: total_crc })).await?;
-    Ok(())
+    };
+    let Place { offset: bytes, crc32c } = sending.outgoing.sent();
+    let trailer = pb::SnapshotTrailer { bytes, crc32c };
+    let last = if matches!(ends, Fed::Image) { Part::Trailer(trailer) } else { Part::Pause(trailer) };
+    Ok(if give(last).await? { ends } else { Fed::Interrupted })
 }
 
-type ReadChunk = (Option<(Bytes, u32)>, Box<dyn SnapshotReader>);
-
-/// Reads a piece where blocking is allowed.
-async fn read(mut reader: Box<dyn SnapshotReader>) -> Result<ReadChunk, SendError> {
-    let task = tokio::task::spawn_blocking(move || {
-        let chunk = reader.read()?.map(|data| {
-            let crc = crc32c::crc32c(&data);
-            (data, crc)
-        });
-        Ok((chunk, reader))
-    });
-    match task.await {
-        Ok(result) => result.map_err(SendError::Read),
-        Err(panic) => Err(SendError::Read(io::Error::other(panic))),
+impl Source {
+    /// The next piece; `None` at the end. If this is given up, the piece is not lost.
+    async fn next(&mut self) -> Result<Option<Piece>, SendError> {
+        if let Self::Idle(_) = self
+            && let Self::Idle(mut reader) = std::mem::replace(self, Self::Over)
+        {
+            *self = Self::Reading(tokio::task::spawn_blocking(move || {
+                let piece = reader.read()?.map(|data| Piece { crc32c: crc32c::crc32c(&data), data });
+                Ok((piece, reader))
+            }));
+        }
+        let Self::Reading(task) = self else { return Ok(None) };
+        let read = task.await;
+        *self = Self::Over;
+        let (piece, reader) = match read {
+            Ok(result) => result.map_err(SendError::Read)?,
+            Err(panic) => return Err(SendError::Read(io::Error::other(panic))),
+        };
+        if piece.is_some() {
+            *self = Self::Idle(reader);
+        }
+        Ok(piece)
     }
 }

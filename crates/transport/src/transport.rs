@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use pontoon_proto::peer::v1 as pb;
 use pontoon_raft_core::message::{Body, Entries, Message};
@@ -23,6 +23,7 @@ use crate::log_limit::LogLimit;
 use crate::receive_budget::ReceiveBudget;
 use crate::send_queue::{Item, QueueLimits};
 use crate::snapshot_io::SnapshotReader;
+use crate::snapshot_receive::Parked;
 use crate::snapshot_send;
 use crate::status::{Lane, LinkStatus};
 
@@ -56,6 +57,8 @@ pub(crate) struct Shared {
     pub(crate) snapshot_sends: Arc<Semaphore>,
     /// One snapshot is received at a time.
     pub(crate) snapshot_receive: Arc<Semaphore>,
+    /// The snapshot whose call broke, or that waits for its next segment.
+    pub(crate) snapshot_parked: Mutex<Option<Parked>>,
     pub(crate) stop: CancellationToken,
     peers: RwLock<HashMap<StoreId, Arc<Peer>>>,
     misdirected: LogLimit,
@@ -118,6 +121,7 @@ impl Transport {
             acceptor: Acceptor::default(),
             snapshot_sends: Arc::new(Semaphore::new(limits.snapshot_sends_max)),
             snapshot_receive: Arc::new(Semaphore::new(1)),
+            snapshot_parked: Mutex::default(),
             stop: CancellationToken::new(),
             peers: RwLock::default(),
             misdirected: LogLimit::default(),

@@ -131,7 +131,8 @@ fn every_piece_is_checked() {
     };
     let body = Some(pb::raft_message::Body::InstallSnapshot(meta));
     let message = pb::RaftMessage { group: 1, term: 2, body, ..Default::default() };
-    let header = Part::Header(pb::SnapshotHeader { hello: Some(hello), message: Some(message) });
+    let header =
+        Part::Header(pb::SnapshotHeader { hello: Some(hello), message: Some(message), ..Default::default() });
     let chunk = |offset, data: &'static [u8], crc32c| {
         Part::Chunk(pb::SnapshotChunk { offset, data: data.into(), crc32c })
     };
@@ -194,5 +195,81 @@ fn a_stalled_stream_is_given_up_by_both_sides() {
         a.transport.send_snapshot(b.id, GroupId(1), install_snapshot(a.id, b.id), image(2, 1000));
         a.host.wait("an end", |log| log.snapshots_sent.len() > before);
         a.host.with(|log| log.snapshots_sent.last().unwrap().2)
+    });
+}
+
+/// Counts what is read of an image.
+struct Counted {
+    image: Image,
+    read: std::sync::Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl pontoon_transport::SnapshotReader for Counted {
+    fn read(&mut self) -> std::io::Result<Option<Bytes>> {
+        self.read.fetch_add(1, Ordering::Relaxed);
+        self.image.read()
+    }
+}
+
+#[test]
+fn a_broken_link_resumes_instead_of_starting_over() {
+    let b = Store::start(0xb);
+    let a = Store::start(0xa);
+    b.knows(&a);
+    let mut proxy = Proxy::to(b.address);
+    a.transport.set_peer(b.id, proxy.address.to_string());
+    a.wait_up(b.id);
+    let read = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    // 20 MiB in pieces that differ, some segments long; slow enough that the link can break in the midst of it.
+    let piece = Bytes::from((0..200_000u32).map(|i| (i * 7 % 253) as u8).collect::<Vec<_>>());
+    let image = Image { left: 100, piece: piece.clone(), pause: Duration::from_millis(10) };
+    let counted = Counted { image, read: std::sync::Arc::clone(&read) };
+    a.transport.send_snapshot(b.id, GroupId(1), install_snapshot(a.id, b.id), Box::new(counted));
+    for pieces in [10, 35, 60, 85] {
+        common::eventually("more of it", || read.load(Ordering::Relaxed) >= pieces);
+        // All connections die with the proxy; the next one is elsewhere.
+        proxy = {
+            drop(proxy);
+            Proxy::to(b.address)
+        };
+        a.transport.set_peer(b.id, proxy.address.to_string());
+    }
+    a.host.wait("the end", |log| !log.snapshots_sent.is_empty());
+    assert_eq!(a.host.with(|log| log.snapshots_sent.clone()), [(b.id, GroupId(1), true)]);
+    assert_eq!(read.load(Ordering::Relaxed), 101, "each piece is read once, and the end");
+    b.host.with(|log| {
+        assert_eq!(log.images.len(), 1);
+        assert_eq!(log.images[0].len(), 100 * piece.len());
+        assert!(log.images[0].chunks(piece.len()).all(|c| c == piece));
+        assert_eq!(log.sinks_dropped, 0, "nothing was thrown away on the way");
+        assert_eq!(log.received.len(), 1);
+    });
+}
+
+#[test]
+fn a_part_that_nobody_asks_for_is_thrown_away() {
+    let mut config = common::config(0xb);
+    config.limits.snapshot_stall = Duration::from_secs(1);
+    let b = Store::with(config, "127.0.0.1:0".parse().unwrap());
+    let a = Store::start(0xa);
+    b.knows(&a);
+    a.knows(&b);
+    a.wait_up(b.id);
+    let slow = Image { left: 1000, piece: Bytes::from(vec![1; 100_000]), pause: Duration::from_millis(10) };
+    a.transport.send_snapshot(b.id, GroupId(1), install_snapshot(a.id, b.id), Box::new(slow));
+    common::eventually("chunks", || {
+        b.transport.links().iter().any(|l| l.lane == pontoon_transport::Lane::Snapshot && l.frames > 5)
+    });
+    drop(a);
+    b.host.wait("thrown away", |log| log.sinks_dropped == 1);
+    // The turn is free for others.
+    let c = Store::start(0xc);
+    b.knows(&c);
+    c.knows(&b);
+    common::eventually("the next one", || {
+        let before = c.host.with(|log| log.snapshots_sent.len());
+        c.transport.send_snapshot(b.id, GroupId(1), install_snapshot(c.id, b.id), image(2, 1000));
+        c.host.wait("an end", |log| log.snapshots_sent.len() > before);
+        c.host.with(|log| log.snapshots_sent.last().unwrap().2)
     });
 }

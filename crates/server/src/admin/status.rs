@@ -87,6 +87,8 @@ impl AdminService {
             address: self.peer_address.clone(),
             status: if failed {
                 api::MemberStatus::Failed
+            } else if core.in_doubt {
+                api::MemberStatus::InDoubt
             } else if without_leader {
                 api::MemberStatus::Disconnected
             } else {

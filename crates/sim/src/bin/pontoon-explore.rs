@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
-use pontoon_sim::explore::{Limits, MODELS, Model, Order, explore, model};
+use pontoon_sim::explore::{Limits, MODELS, Model, Order, exhaustible, explore, model};
 
 /// Searches all schedules of small groups of the real consensus core for one that breaks a property.
 #[derive(Debug, Parser)]
@@ -24,6 +24,9 @@ struct Arguments {
     /// Changes a bound of every model named, for example crashes=2 or term_max=3. May be repeated.
     #[arg(long = "bound", value_name = "NAME=NUMBER")]
     bounds: Vec<String>,
+    /// Bounds each model so that it is seen whole, within a minute or so; those that cannot be are left out. Fails if one is not.
+    #[arg(long)]
+    exhaust: bool,
     /// Which state is looked at next.
     #[arg(long, value_enum, default_value_t = Way::Depth)]
     order: Way,
@@ -56,15 +59,19 @@ fn main() -> ExitCode {
     if models.is_empty() {
         models.extend(MODELS);
     }
+    if arguments.exhaust {
+        models.retain(|model| exhaustible(model).is_some());
+    }
     let limits =
         Limits { states_max: arguments.states_max, time_max: arguments.seconds_max.map(Duration::from_secs) };
     let order = match arguments.order {
         Way::Breadth => Order::Breadth,
         Way::Depth => Order::Depth,
     };
-    let mut states = 0;
+    let (mut states, mut exhausted) = (0, 0);
+    let all = models.len();
     for model in models {
-        let mut model = *model;
+        let mut model = if arguments.exhaust { exhaustible(model).unwrap_or(*model) } else { *model };
         for bound in &arguments.bounds {
             if let Err(reason) = set(&mut model, bound) {
                 eprintln!("pontoon-explore: {bound}: {reason}");
@@ -76,6 +83,7 @@ fn main() -> ExitCode {
             Ok(report) => {
                 println!("{report} ({:.1} s)", began.elapsed().as_secs_f64());
                 states += report.states;
+                exhausted += usize::from(report.complete);
             }
             Err(counterexample) => {
                 println!("{counterexample}");
@@ -83,41 +91,11 @@ fn main() -> ExitCode {
             }
         }
     }
-    println!("{states} states in all, every property holds");
-    ExitCode::SUCCESS
+    println!("{states} states in all, {exhausted} of {all} models exhausted, every property holds");
+    if arguments.exhaust && exhausted < all { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 fn set(model: &mut Model, bound: &str) -> Result<(), &'static str> {
     let (name, number) = bound.split_once('=').ok_or("expected NAME=NUMBER")?;
-    let number: u8 = number.parse().map_err(|_| "expected a number from 0 to 255")?;
-    let bounds = &mut model.bounds;
-    let which = match name {
-        "timeouts" => &mut bounds.timeouts,
-        "heartbeats" => &mut bounds.heartbeats,
-        "pauses" => &mut bounds.pauses,
-        "proposals" => &mut bounds.proposals,
-        "crashes" => &mut bounds.crashes,
-        "losses" => &mut bounds.losses,
-        "duplicates" => &mut bounds.duplicates,
-        "reads" => &mut bounds.reads,
-        "changes" => &mut bounds.changes,
-        "compactions" => &mut bounds.compactions,
-        "transfers" => &mut bounds.transfers,
-        "term_max" => {
-            model.term_max = u64::from(number);
-            return Ok(());
-        }
-        "log_max" => {
-            model.log_max = u64::from(number);
-            return Ok(());
-        }
-        _ => {
-            return Err(
-                "no such bound; there are timeouts, heartbeats, pauses, proposals, crashes, losses, duplicates, \
-                        reads, changes, compactions, transfers, term_max, log_max",
-            );
-        }
-    };
-    *which = number;
-    Ok(())
+    model.bound(name, number.parse().map_err(|_| "expected a number from 0 to 255")?)
 }

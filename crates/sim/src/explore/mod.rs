@@ -41,6 +41,6 @@ mod search;
 mod world;
 
 pub use model::{Bounds, Model, Sync};
-pub use models::{MODELS, model};
+pub use models::{MODELS, exhaustible, model};
 pub use search::{Counterexample, Limits, Order, Report, explore};
 pub use world::{Action, DigesterPool, World};

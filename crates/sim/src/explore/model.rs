@@ -113,6 +113,43 @@ impl Model {
         explicit_joint: false,
     };
 
+    /// Changes one bound.
+    ///
+    /// # Errors
+    /// There is no bound of that name; the text says which there are.
+    pub fn bound(&mut self, name: &str, number: u8) -> Result<(), &'static str> {
+        let bounds = &mut self.bounds;
+        let which = match name {
+            "timeouts" => &mut bounds.timeouts,
+            "heartbeats" => &mut bounds.heartbeats,
+            "pauses" => &mut bounds.pauses,
+            "proposals" => &mut bounds.proposals,
+            "crashes" => &mut bounds.crashes,
+            "losses" => &mut bounds.losses,
+            "duplicates" => &mut bounds.duplicates,
+            "reads" => &mut bounds.reads,
+            "changes" => &mut bounds.changes,
+            "compactions" => &mut bounds.compactions,
+            "transfers" => &mut bounds.transfers,
+            "term_max" => {
+                self.term_max = u64::from(number);
+                return Ok(());
+            }
+            "log_max" => {
+                self.log_max = u64::from(number);
+                return Ok(());
+            }
+            _ => {
+                return Err(
+                    "no such bound; there are timeouts, heartbeats, pauses, proposals, crashes, losses, \
+                            duplicates, reads, changes, compactions, transfers, term_max, log_max",
+                );
+            }
+        };
+        *which = number;
+        Ok(())
+    }
+
     /// The change of members that comes after `done` others.
     pub(super) fn change(&self, done: usize) -> Option<ConfigurationChange> {
         let changes = self.changes.get(done)?;

@@ -215,3 +215,30 @@ pub const MODELS: &[Model] = &[
 pub fn model(name: &str) -> Option<&'static Model> {
     MODELS.iter().find(|model| model.name == name)
 }
+
+/// Bounds under which a model is small enough to be seen whole within a minute.
+const SMALL: &[(&str, &[(&str, u8)])] = &[
+    ("two-elections", &[("crashes", 0)]),
+    ("stale-votes", &[]),
+    ("reads", &[("timeouts", 1)]),
+    ("joint", &[("timeouts", 1)]),
+    ("joint-votes", &[("crashes", 0)]),
+    ("transfer", &[("timeouts", 1)]),
+    ("lost-record", &[("timeouts", 1)]),
+    ("figure-8", &[("timeouts", 2)]),
+    ("late-leader", &[("timeouts", 2)]),
+    ("slow-disks", &[]),
+    ("power-cut", &[("timeouts", 1)]),
+    ("election", &[("timeouts", 2), ("crashes", 0)]),
+    ("replication", &[("timeouts", 1)]),
+];
+
+/// The model, bounded so that all of its states can be seen soon; `None`: it has too many, however it is bounded.
+pub fn exhaustible(model: &Model) -> Option<Model> {
+    let (_, bounds) = SMALL.iter().find(|(name, _)| *name == model.name)?;
+    let mut small = *model;
+    for (bound, number) in *bounds {
+        small.bound(bound, *number).ok()?;
+    }
+    Some(small)
+}

@@ -55,10 +55,10 @@ pub struct Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { model, states, transitions, depth, complete, committed_max, leaders_max } = self;
-        let all = if *complete { "all" } else { "not all" };
+        let exhausted = if *complete { "exhausted" } else { "not exhausted" };
         write!(
             f,
-            "{model}: {all} states: {states}; transitions {transitions}, depth {depth}, committed up to \
+            "{model}: {exhausted}; states {states}, transitions {transitions}, depth {depth}, committed up to \
              {committed_max}, at most {leaders_max} leaders at once"
         )
     }

@@ -72,6 +72,7 @@ impl From<GroupStatus> for GroupDocument {
                 MemberStatus::Left => "left cluster",
                 MemberStatus::Failed => "failed",
                 MemberStatus::Disconnected => "disconnected from the cluster (election timeout)",
+                MemberStatus::InDoubt => "in doubt (its last log record was torn or damaged)",
                 MemberStatus::Unspecified => "unknown",
             },
             role: match group.role() {
