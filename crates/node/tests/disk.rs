@@ -43,7 +43,8 @@ async fn the_leader_of_a_full_store_hands_over_to_one_with_room() {
     // The one that is asked first, by its id, is full as well: it declines, and the other one is asked.
     let also_full = usize::from(full == 0);
     let before = term(&cluster, full);
-    for at in [full, also_full] {
+    // In this order: a leader hands over as soon as it sees that its disk is full.
+    for at in [also_full, full] {
         leave(&cluster, at, 50 << 10);
         space_becomes(&cluster, at, Space::Low).await;
     }

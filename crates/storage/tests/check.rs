@@ -445,6 +445,36 @@ fn a_directory_is_read_without_a_change_and_not_while_it_is_in_use() {
     assert_eq!(store.group(GroupId(G)), Some(state));
 }
 
+/// Whatever is in the files of a directory, reading it ends, and changes nothing.
+#[test]
+fn garbage_in_any_file_is_refused_or_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = LogStore::open(dir.path(), small()).unwrap();
+    store.initialize(header(1)).unwrap();
+    for write in history(1) {
+        put(&store, vec![write]).unwrap();
+    }
+    store.close();
+    let files: Vec<_> = contents(dir.path()).into_iter().filter(|(_, bytes)| !bytes.is_empty()).collect();
+    assert!(files.len() >= 5, "{} files", files.len());
+    let mut refused = 0;
+    for (name, good) in &files {
+        let path = dir.path().join(name);
+        let garbage = fill(1, 2, 3, good.len());
+        for bytes in [good[..good.len() / 2].to_vec(), garbage, vec![0xff; good.len()], Vec::new()] {
+            std::fs::write(&path, &bytes).unwrap();
+            match StoreRecords::read(dir.path(), &[GroupId(G)]) {
+                Ok(records) => drop(check(&[records])),
+                Err(_) => refused += 1,
+            }
+            assert!(std::fs::read(&path).unwrap() == bytes, "{name} was changed");
+        }
+        std::fs::write(&path, good).unwrap();
+    }
+    assert!(refused >= 12, "{refused}");
+    assert_eq!(check(&[StoreRecords::read(dir.path(), &[]).unwrap()]).violations, []);
+}
+
 /// Every file below a directory, and what is in it.
 fn contents(dir: &std::path::Path) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
