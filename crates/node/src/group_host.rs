@@ -34,6 +34,8 @@ pub(crate) struct GroupHost {
     /// Commands that other stores relayed, and their bytes.
     pub(crate) relayed: Vec<(StoreId, RelayedProposal)>,
     pub(crate) relayed_bytes: usize,
+    /// Relayed commands that wait while somebody else is asked to lead. To their stores they are in progress.
+    pub(crate) held: Vec<(StoreId, RelayedProposal)>,
     /// What this store relayed to leaders elsewhere.
     pub(crate) relay: Relay,
     /// What other stores relayed to this one.
@@ -126,6 +128,7 @@ impl GroupHost {
             arrived: Vec::new(),
             relayed: Vec::new(),
             relayed_bytes: 0,
+            held: Vec::new(),
             relay: Relay::default(),
             ledgers: Ledgers::default(),
             appending: None,

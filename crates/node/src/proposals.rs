@@ -11,6 +11,9 @@ use tokio::sync::oneshot;
 
 use crate::error::ProposeError;
 
+/// What a relayed command costs beside its data.
+pub(crate) const RELAYED_CHARGE_BYTES: usize = 160;
+
 /// The reply of the state machine, or why there is none.
 pub(crate) type ProposalResult = Result<Bytes, ProposeError>;
 

@@ -11,6 +11,7 @@ use pontoon_transport::{NotQueued, ProposalOutcome, ProposalReply, QueueFull, Re
 use crate::error::{ProposeError, ReadError};
 use crate::group_host::{GroupHost, ReadBatch};
 use crate::hand_over::Room;
+use crate::proposals::RELAYED_CHARGE_BYTES;
 
 /// How long a command or read that found no leader waits before it looks again, if nothing changes meanwhile.
 pub(crate) const RETRY_MS: u64 = 50;
@@ -118,24 +119,23 @@ pub(crate) fn route_commands(
 
 /// This replica leads, and its disk has no room: commands wait for a leader that has, or are refused.
 fn keep_off(host: &mut GroupHost, transport: &Transport, now: u64, no_space: &NoSpace) {
-    if host.arrived.is_empty() && host.relayed.is_empty() {
-        return;
-    }
+    take_relayed(host, transport, now, Some(no_space));
     if host.hand_over.room != Room::Refused {
-        host.retry_at = Some(now + RETRY_MS);
+        if !host.arrived.is_empty() || !host.held.is_empty() {
+            host.retry_at = Some(now + RETRY_MS);
+        }
         return;
     }
     let what: Arc<str> = no_space.to_string().into();
     for id in std::mem::take(&mut host.arrived) {
         host.shared.waiters.finish(id, Err(ProposeError::NoSpace { what: Arc::clone(&what) }));
     }
-    take_relayed(host, transport, now, Some(no_space));
 }
 
 /// Proposes what other stores relayed, if this replica leads in the term that they saw and its disk has room, and answers
-/// their questions.
+/// their questions. While somebody else is asked to lead, what arrived is in progress.
 fn take_relayed(host: &mut GroupHost, transport: &Transport, now: u64, no_space: Option<&NoSpace>) {
-    if host.relayed.is_empty() {
+    if host.relayed.is_empty() && host.held.is_empty() {
         return;
     }
     let (term, is_leader) = (host.core.term(), host.core.is_leader());
@@ -146,7 +146,6 @@ fn take_relayed(host: &mut GroupHost, transport: &Transport, now: u64, no_space:
         let reply = ProposalReply { group, id, term: p.term, number, outcome: outcome.clone() };
         transport.send_proposal_reply(from, reply);
     };
-    let mut fit = Vec::new();
     for (from, p) in std::mem::take(&mut host.relayed) {
         let ledger = host.ledgers.of(from, p.id);
         // Only in the term that the relaying store saw: see `Attempt`.
@@ -154,28 +153,37 @@ fn take_relayed(host: &mut GroupHost, transport: &Transport, now: u64, no_space:
         let verdict =
             if p.asks { ledger.asked(p.term, p.at, leads) } else { ledger.receive(p.term, p.at, leads) };
         match verdict {
-            Verdict::Take => fit.push((from, p)),
+            Verdict::Take => host.held.push((from, p)),
             Verdict::InProgress => answer(from, &p, &ProposalOutcome::InProgress),
             Verdict::NotTaken => answer(from, &p, &not_leader),
             Verdict::Silent => {}
         }
     }
+    if no_space.is_some() && host.hand_over.room != Room::Refused {
+        host.relayed_bytes = host.held.iter().map(|(_, p)| p.data.len() + RELAYED_CHARGE_BYTES).sum();
+        return;
+    }
+    let (fit, late): (Vec<_>, Vec<_>) =
+        std::mem::take(&mut host.held).into_iter().partition(|(_, p)| is_leader && p.term == term);
+    let mut refuse = |refused: Vec<(StoreId, RelayedProposal)>, why: &ProposalOutcome| {
+        for (from, p) in refused {
+            host.ledgers.of(from, p.id).refused(p.term, p.at.number);
+            answer(from, &p, why);
+        }
+    };
+    refuse(late, &not_leader);
     if fit.is_empty() {
         return;
     }
+    if let Some(no_space) = no_space {
+        return refuse(fit, &ProposalOutcome::NoSpace { what: no_space.to_string() });
+    }
     let proposals = fit.iter().map(|(_, p)| Proposal { id: p.id, data: p.data.clone(), prerequisite: None });
-    let refusal = match no_space {
-        Some(no_space) => ProposalOutcome::NoSpace { what: no_space.to_string() },
-        None => match host.core.propose(now, proposals) {
-            // The relaying store hears of the outcome from its own log.
-            Ok(_) => return,
-            Err(CoreProposeError::Overloaded { .. }) => ProposalOutcome::Overloaded,
-            Err(_) => not_leader,
-        },
-    };
-    for (from, p) in fit {
-        host.ledgers.of(from, p.id).refused(p.term, p.at.number);
-        answer(from, &p, &refusal);
+    match host.core.propose(now, proposals) {
+        // The relaying store hears of the outcome from its own log.
+        Ok(_) => {}
+        Err(CoreProposeError::Overloaded { .. }) => refuse(fit, &ProposalOutcome::Overloaded),
+        Err(_) => refuse(fit, &not_leader),
     }
 }
 

@@ -27,6 +27,7 @@ use crate::doubts::Doubts;
 use crate::error::{ProposeError, ReadError};
 use crate::group_host::{Election, GroupHost};
 use crate::hand_over::{self, DiskHealth, look_for_room};
+use crate::proposals::RELAYED_CHARGE_BYTES;
 use crate::retention::{compaction, wants_sync};
 use crate::routing::{RETRY_MS, ask_relayed, finish_read, route_commands, start_reads};
 use crate::shared::ReadResult;
@@ -40,8 +41,6 @@ const LOOKS_PER_ROUND: usize = 4;
 /// What relayed commands of one group may hold while they wait for the sync before theirs. Their senders have budgets
 /// of their own; this is for a sender that lies.
 const RELAYED_BYTES_MAX: usize = 64 << 20;
-/// What a relayed command costs beside its data.
-const RELAYED_CHARGE_BYTES: usize = 160;
 
 /// Everything that can happen to a shard.
 pub(crate) enum Input {
