@@ -220,7 +220,7 @@ impl prometheus_client::collector::Collector for NodeMetrics {
             "1 once a write or sync of the journal has failed",
             f64::from(log.failed.is_some()),
         )?;
-        gauge("log_space_low", "1 while the disk has no room for another segment", f64::from(log.space_low))?;
+        gauge("log_space_low", "1 while the disk has less room than the reserve", f64::from(log.space_low))?;
         gauge("log_pending_bytes", "Bytes of batches that wait for their sync", log.pending_bytes as f64)?;
         gauge("log_cached_bytes", "Bytes of recent entries kept in memory", log.cached_bytes as f64)?;
         gauge("log_recovery_seconds", "How long opening the log store took", log.recovery_seconds)?;

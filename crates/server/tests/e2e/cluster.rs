@@ -119,6 +119,23 @@ impl Cluster {
         std::fs::read_to_string(path).unwrap_or_default()
     }
 
+    /// Kills whoever runs, and checks that the records of all stores keep Raft's guarantees.
+    pub(crate) fn kill_and_check(mut self) {
+        for i in 0..self.stores.len() {
+            if self.stores[i].child.is_some() {
+                self.kill(i);
+            }
+        }
+        let checked = Command::new(env!("CARGO_BIN_EXE_pontoon"))
+            .arg("check-cluster")
+            .args(self.stores.iter().map(|store| &store.directory))
+            .output()
+            .expect("the binary runs");
+        let (found, error) =
+            (String::from_utf8_lossy(&checked.stdout), String::from_utf8_lossy(&checked.stderr));
+        assert_eq!(checked.status.code(), Some(0), "{found}\n{error}");
+    }
+
     /// The store's data directory.
     pub(crate) fn data_dir(&self, i: usize) -> PathBuf {
         self.stores[i].directory.clone()

@@ -144,6 +144,7 @@ async fn acknowledged_writes_survive_kill_minus_9_of_any_store_and_of_all() {
             );
         }
     }
+    cluster.kill_and_check();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,6 +159,7 @@ async fn a_paused_leader_is_replaced_and_finds_out_before_it_answers() {
     let answer = cluster.range(leader, "w/", false).await;
     assert_eq!(answer.kvs[0].value, "new", "a linearizable read after the pause");
     cluster.equal_hashes().await;
+    cluster.kill_and_check();
 }
 
 #[tokio::test(flavor = "multi_thread")]
