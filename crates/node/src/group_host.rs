@@ -83,7 +83,7 @@ pub(crate) struct Ledgers(Vec<((StoreId, u64), Ledger)>);
 impl Ledgers {
     /// The ledger for `store` in the run that made `id`.
     pub(crate) fn of(&mut self, store: StoreId, id: EntryId) -> &mut Ledger {
-        #[expect(clippy::cast_possible_truncation, reason = "the upper half, which names the run")]
+        // The upper half of an id names the run that made it.
         let key = (store, (id.0 >> 64) as u64);
         match self.0.iter().position(|(of, _)| *of == key) {
             Some(at) if at + 1 == self.0.len() => {}

@@ -74,7 +74,7 @@ impl Relay {
     pub fn sent(&mut self, now: u64, id: EntryId, term: Term, timer_ms: u64) -> RelayNumber {
         self.last += 1;
         self.open.insert(self.last, Open { id, term, heard_at: now, asked_at: now });
-        self.look_at.get_or_insert(now.saturating_add(timer_ms));
+        self.look_at.get_or_insert_with(|| now.saturating_add(timer_ms));
         RelayNumber { number: self.last, floor: self.floor() }
     }
 
@@ -294,7 +294,9 @@ mod tests {
                     1 => {
                         now += T;
                         // The host forgets what was denied (it hands it on again, as another attempt), and some that are done.
-                        let open = |id: EntryId, _| !denied.contains(&(id.0 as u64)) && (id.0 % 3 > 0 || !taken.contains(&(id.0 as u64)));
+                        let open = |id: EntryId, number| {
+                            !denied.contains(&number) && (!id.0.is_multiple_of(3) || !taken.contains(&number))
+                        };
                         let due = relay.due(now, T, open);
                         network.extend(due.ask.into_iter().map(|(_, _, at)| (at, true)));
                     }

@@ -11,7 +11,8 @@ use pontoon_proto::peer::v1::snapshot_frame::Part;
 use pontoon_raft_core::message::Message;
 use pontoon_raft_core::types::{GroupId, StoreId};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
 use crate::acceptor::{Acceptor, Greeted, check_hello};
@@ -25,6 +26,9 @@ use crate::wire::{self, Ends, cut};
 
 /// A chunk and what is around it.
 pub(crate) const FRAME_BYTES_MAX: usize = SNAPSHOT_CHUNK_BYTES_MAX + (64 << 10);
+
+/// How long a call waits for an earlier one of the same image to leave what it has.
+const OVERTAKE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a new image waits for the one before it to be thrown away.
 const TURN_PATIENCE: Duration = Duration::from_millis(100);
@@ -84,20 +88,38 @@ async fn receive(shared: &Arc<Shared>, frames: &mut Streaming<pb::SnapshotFrame>
     let message = header.message.ok_or_else(|| failed("a header without a message"))?;
     let (group, message) = wire::install_snapshot(message, ends).map_err(|e| failed(e.to_string()))?;
     let (image, begins) = (header.image, header.offset);
+    let call = CancellationToken::new();
+    // However it ends, there is nothing left to be overtaken then.
+    let _over = call.clone().drop_guard();
+    let overtaken = image != 0 && overtake(shared, image, &call);
     let mut greeted =
         Acceptor::greet(shared, hello, Lane::Snapshot).ok_or_else(|| failed("no longer a peer"))?;
-    let staging = match take_parked(shared, from, group, image) {
+    let mut parked = take_parked(shared, from, group, image);
+    let patience = Instant::now() + OVERTAKE_PATIENCE;
+    while overtaken && parked.is_none() && Instant::now() < patience {
+        tokio::time::sleep(OVERTAKE_PATIENCE / 100).await;
+        parked = take_parked(shared, from, group, image);
+    }
+    let staging = match parked {
         Some(staging) if staging.incoming.continues(begins) => staging,
         _ if begins > 0 => return Err(failed("what came before of this image is not here any more")),
         _ => begin(shared, from, image, group, message).await?,
     };
-    let result = tokio::select! {
-        biased;
-        () = greeted.stop.cancelled() => Err(failed("closed here: no longer a peer")),
-        result = stage(shared, &greeted, frames, staging) => result,
-    };
+    let result = stage(shared, &greeted, frames, staging, &call).await;
     greeted.ended = result.as_ref().err().map(ToString::to_string);
     result
+}
+
+/// A call of this image begins. Returns whether an earlier one is still under way: its sender has given it up, though its connection
+/// has not been seen to break here, so it ends and leaves what it has.
+fn overtake(shared: &Shared, image: u64, call: &CancellationToken) -> bool {
+    let mut under_way = shared.snapshot_call.lock().unwrap_or_else(PoisonError::into_inner);
+    let earlier = under_way.replace((image, call.clone()));
+    let Some((_, earlier)) = earlier.filter(|(of, earlier)| *of == image && !earlier.is_cancelled()) else {
+        return false;
+    };
+    earlier.cancel();
+    true
 }
 
 /// An image that is being staged.
@@ -178,6 +200,7 @@ async fn stage(
     greeted: &Greeted,
     frames: &mut Streaming<pb::SnapshotFrame>,
     mut staging: Staging,
+    call: &CancellationToken,
 ) -> Result<(), Refused> {
     let patience = shared.config.limits.snapshot_stall;
     loop {
@@ -185,6 +208,9 @@ async fn stage(
             biased;
             // The sink failed or refused: no need to hear the rest.
             result = &mut staging.writer.written => return Err(ended_early(result)),
+            () = call.cancelled() => Err(failed("its sender has begun another call")),
+            // Also when another connection takes the place of this one.
+            () = greeted.stop.cancelled() => Err(failed("closed here: no longer a peer")),
             part = next(frames, patience) => part,
         };
         let part = match part {
@@ -236,7 +262,11 @@ async fn stage(
         }
     }
     let Staging { group, message, from, writer, .. } = staging;
-    writer.finish(shared.config.limits.snapshot_duration_max).await?;
+    tokio::select! {
+        biased;
+        () = greeted.stop.cancelled() => return Err(failed("closed here: no longer a peer")),
+        result = writer.finish(shared.config.limits.snapshot_duration_max) => result?,
+    }
     let permit = shared.budget.take(&greeted.share, MESSAGE_CHARGE_BYTES);
     shared.inbound.receive(from, vec![(group, message)], permit);
     Ok(())

@@ -165,10 +165,13 @@ struct Sending {
     source: Source,
 }
 
+/// A piece, `None` at the end, and the reader that it came from.
+type ReadPiece = io::Result<(Option<Piece>, Box<dyn SnapshotReader>)>;
+
 /// The image. Reading blocks, so it happens elsewhere, and goes on there when the call it was for breaks.
 enum Source {
     Idle(Box<dyn SnapshotReader>),
-    Reading(JoinHandle<io::Result<(Option<Piece>, Box<dyn SnapshotReader>)>>),
+    Reading(JoinHandle<ReadPiece>),
     /// It has ended, or failed.
     Over,
 }

@@ -59,6 +59,8 @@ pub(crate) struct Shared {
     pub(crate) snapshot_receive: Arc<Semaphore>,
     /// The snapshot whose call broke, or that waits for its next segment.
     pub(crate) snapshot_parked: Mutex<Option<Parked>>,
+    /// The image whose call is under way, and what ends that call.
+    pub(crate) snapshot_call: Mutex<Option<(u64, CancellationToken)>>,
     pub(crate) stop: CancellationToken,
     peers: RwLock<HashMap<StoreId, Arc<Peer>>>,
     misdirected: LogLimit,
@@ -122,6 +124,7 @@ impl Transport {
             snapshot_sends: Arc::new(Semaphore::new(limits.snapshot_sends_max)),
             snapshot_receive: Arc::new(Semaphore::new(1)),
             snapshot_parked: Mutex::default(),
+            snapshot_call: Mutex::default(),
             stop: CancellationToken::new(),
             peers: RwLock::default(),
             misdirected: LogLimit::default(),

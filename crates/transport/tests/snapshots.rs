@@ -273,3 +273,71 @@ fn a_part_that_nobody_asks_for_is_thrown_away() {
         c.host.with(|log| log.snapshots_sent.last().unwrap().2)
     });
 }
+
+/// The sender has lost its connection, and the receiver has not noticed: the sender's next call takes over.
+#[test]
+fn a_call_that_is_only_half_dead_is_overtaken() {
+    let b = Store::start(0xb);
+    b.transport.set_peer(StoreId(0xa), "127.0.0.1:1");
+    let hello = pb::Hello {
+        protocol_version: 1,
+        cluster: common::CLUSTER,
+        store: 0xa,
+        to_store: 0xb,
+        lane: pb::LaneKind::Snapshot.into(),
+        ..Default::default()
+    };
+    let meta = pb::SnapshotMeta {
+        index: 5,
+        term: 1,
+        configuration: Some(pb::Configuration { voters: vec![0xa, 1], ..Default::default() }),
+        ..Default::default()
+    };
+    let body = Some(pb::raft_message::Body::InstallSnapshot(meta));
+    let message = pb::RaftMessage { group: 1, term: 2, body, ..Default::default() };
+    let header = |image| pb::SnapshotFrame {
+        part: Some(Part::Header(pb::SnapshotHeader {
+            hello: Some(hello.clone()),
+            message: Some(message.clone()),
+            image,
+            offset: 0,
+        })),
+    };
+    let chunk = |offset, data: &'static [u8]| pb::SnapshotFrame {
+        part: Some(Part::Chunk(pb::SnapshotChunk {
+            offset,
+            data: data.into(),
+            crc32c: crc32c::crc32c(data),
+        })),
+    };
+    let trailer = pb::SnapshotFrame {
+        part: Some(Part::Trailer(pb::SnapshotTrailer { bytes: 8, crc32c: crc32c::crc32c(b"onetwo3!") })),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let connect = || PeerClient::connect(format!("http://{}", b.address));
+        // The first call says a little and then nothing; its stream stays open.
+        let (say, said) = tokio::sync::mpsc::channel(4);
+        let mut first = connect().await.unwrap();
+        let hanging =
+            tokio::spawn(
+                async move { first.snapshot(tokio_stream::wrappers::ReceiverStream::new(said)).await },
+            );
+        for frame in [header(77), chunk(0, b"one")] {
+            say.send(frame).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        // Another image of another sender would be too early; the same image goes on.
+        let frames = [header(77), chunk(0, b"one"), chunk(3, b"two3!"), trailer];
+        let mut second = connect().await.unwrap();
+        let result = second.snapshot(tokio_stream::iter(frames)).await.unwrap().into_inner();
+        assert_eq!(result.refused, "");
+        let overtaken = hanging.await.unwrap().unwrap().into_inner();
+        assert!(overtaken.refused.contains("another call"), "{}", overtaken.refused);
+        drop(say);
+    });
+    b.host.with(|log| {
+        assert_eq!(log.images, [b"onetwo3!"]);
+        assert_eq!(log.sinks_dropped, 0, "what the first call brought was kept");
+    });
+}
