@@ -6,6 +6,8 @@ pub mod config;
 pub mod error;
 mod group_host;
 mod inbound;
+mod introduction;
+pub mod lineage;
 mod link_timers;
 pub mod meta;
 mod node;
@@ -19,6 +21,7 @@ pub mod status;
 mod timers;
 
 pub use config::NodeConfig;
-pub use error::{OpenGroupError, ProposeError, ReadError};
+pub use error::{OpenGroupError, ProposeError, ReadError, StartError};
+pub use lineage::create_lineage;
 pub use node::{Load, Node};
 pub use status::GroupStatus;

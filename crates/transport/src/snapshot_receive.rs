@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::timeout;
 use tonic::Streaming;
 
-use crate::acceptor::{Acceptor, Greeted, check_hello};
+use crate::acceptor::{Acceptor, Greeted, welcome};
 use crate::error::Refused;
 use crate::receive_budget::MESSAGE_CHARGE_BYTES;
 use crate::snapshot_io::SNAPSHOT_CHUNK_BYTES_MAX;
@@ -72,15 +72,16 @@ async fn receive(shared: &Arc<Shared>, frames: &mut Streaming<pb::SnapshotFrame>
     };
     drop(stranger);
     let hello = header.hello.ok_or_else(|| failed("a header without a hello"))?;
-    check_hello(shared, &hello, &[Lane::Snapshot]).map_err(|(_, reason)| failed(reason))?;
     let from = StoreId(hello.store);
     let ends = Ends { from, to: shared.config.store };
+    let mut greeted =
+        welcome(shared, hello, &[Lane::Snapshot]).await.map_err(|(_, reason)| failed(reason))?;
+    // It ends in a Raft message.
+    shared.admit(from, greeted.claim).await.map_err(|unwelcome| failed(unwelcome.reason))?;
     let message = header.message.ok_or_else(|| failed("a header without a message"))?;
     let (group, message) = wire::install_snapshot(message, ends).map_err(|e| failed(e.to_string()))?;
     // Held by the writing thread until it is done: a sink that hangs on its disk keeps others out.
     let turn = Arc::clone(&shared.snapshot_receive).try_acquire_owned().map_err(|_| Refused::Busy)?;
-    let mut greeted =
-        Acceptor::greet(shared, hello, Lane::Snapshot).ok_or_else(|| failed("no longer a peer"))?;
     let result = tokio::select! {
         biased;
         () = greeted.stop.cancelled() => Err(failed("closed here: no longer a peer")),

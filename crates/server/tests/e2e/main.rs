@@ -3,6 +3,7 @@
 mod cluster;
 mod crash;
 mod etcdctl;
+mod fence;
 mod keyspaces;
 mod leases;
 mod retries;
