@@ -47,6 +47,10 @@
 //! start in the registry. The same holds while B is cut off from both. The reach that a process told last is in memory only
 //! until the connection to it is lost: if everybody who heard it is killed in the same moment as it, a copy made during
 //! that last start is taken for a restart.
+//!
+//! A disk that damages the last record that it had confirmed makes a shorter log, too. Whoever heard that batch refuses
+//! the store; if nobody did, nobody counted it, and what is left is the log store's own doubt
+//! (`RecoveryReport::doubt`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
