@@ -209,10 +209,12 @@ impl Cluster {
 
     /// Waits for the end of a store that was told to stop, and returns its exit code.
     pub(crate) fn wait_exit(&mut self, i: usize) -> Option<i32> {
-        let mut child = self.stores[i].child.take().expect("runs");
         let start = Instant::now();
         loop {
+            // Left in its place, so that it does not outlive a test that gives up.
+            let child = self.stores[i].child.as_mut().expect("runs");
             if let Some(status) = child.try_wait().expect("waits") {
+                self.stores[i].child = None;
                 return status.code();
             }
             assert!(
