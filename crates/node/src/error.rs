@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use pontoon_raft_core::types::{GroupId, StoreId};
 
+use crate::lineage::LineageError;
+
 /// Why a proposal has no reply.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
@@ -73,6 +75,17 @@ pub enum ReadError {
         /// Why.
         reason: &'static str,
     },
+}
+
+/// Why a node cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A thread cannot be started.
+    #[error("cannot start a thread")]
+    Thread(#[from] std::io::Error),
+    /// The start cannot be noted, or this directory may not start any more.
+    #[error(transparent)]
+    Lineage(#[from] LineageError),
 }
 
 /// Why this store's replica of a group cannot be opened.

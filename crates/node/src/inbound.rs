@@ -6,17 +6,20 @@ use pontoon_raft_core::message::{Body, Message};
 use pontoon_raft_core::types::{GroupId, ReplicaId, StoreId};
 use pontoon_storage::LogStore;
 use pontoon_transport::{
-    EntrySource, Inbound, ProposalReply, ReceivePermit, Refused, RelayedProposal, SnapshotSink,
+    Claim, EntrySource, Inbound, ProposalReply, ReceivePermit, Refused, RelayedProposal, SnapshotSink,
+    Unwelcome,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::apply::{ApplyHandle, Work};
+use crate::lineage::{Fenced, Lineages};
 use crate::shard::Input;
 
 /// The way from the transport into the shards.
 pub(crate) struct Delivery {
     pub(crate) shards: Arc<[UnboundedSender<Input>]>,
     pub(crate) apply: ApplyHandle,
+    pub(crate) lineages: Arc<Lineages>,
 }
 
 /// Which shard owns a group. Ids are handed out in order, so this spreads them evenly.
@@ -80,10 +83,31 @@ impl Inbound for Delivery {
     }
 
     fn link_down(&self, store: StoreId, refused: bool) {
+        if !refused {
+            self.lineages.lost(store);
+        }
         self.everywhere(|| Input::LinkDown { store, refused });
     }
 
-    fn link_up(&self, _store: StoreId) {}
+    fn link_up(&self, store: StoreId) {
+        self.lineages.welcomed(store);
+    }
+
+    fn admit(&self, from: StoreId, claim: Option<Claim>) -> Result<(), Unwelcome> {
+        self.lineages.admit(from, claim)
+    }
+
+    fn meet(&self, from: StoreId, claim: Option<Claim>) -> Result<(), Unwelcome> {
+        self.lineages.meet(from, claim)
+    }
+
+    fn reached(&self, from: StoreId, batch: u64) {
+        self.lineages.reached(from, batch);
+    }
+
+    fn fenced(&self, by: StoreId, reason: String) {
+        self.lineages.fence(Fenced { by: Some(by), reason });
+    }
 
     fn snapshot_begin(
         &self,
@@ -130,5 +154,9 @@ impl EntrySource for LogEntries {
         // and then the message is stale. Equal terms at one index mean equal logs up to it.
         let entries = self.0.entries(group, prev.next()..last.next(), bytes_max).ok()?;
         (self.0.term(group, last) == Some(last_term)).then_some(entries)
+    }
+
+    fn durable(&self) -> u64 {
+        self.0.durable_batch().0
     }
 }

@@ -8,6 +8,8 @@ pub mod error;
 mod group_host;
 mod hand_over;
 mod inbound;
+mod introduction;
+pub mod lineage;
 mod link_timers;
 pub mod meta;
 mod node;
@@ -21,6 +23,7 @@ pub mod status;
 mod timers;
 
 pub use config::NodeConfig;
-pub use error::{OpenGroupError, ProposeError, ReadError};
+pub use error::{OpenGroupError, ProposeError, ReadError, StartError};
+pub use lineage::create_lineage;
 pub use node::{Load, Node};
 pub use status::GroupStatus;

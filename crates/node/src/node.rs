@@ -17,9 +17,10 @@ use crate::apply::{Applier, ApplyHandle, ApplyPool, Work, meta_at};
 use crate::clock::Clock;
 use crate::config::NodeConfig;
 use crate::doubts::Doubts;
-use crate::error::{OpenGroupError, ProposeError, ReadError};
+use crate::error::{OpenGroupError, ProposeError, ReadError, StartError};
 use crate::group_host::{GroupHost, LogSize};
 use crate::inbound::{Delivery, LogEntries, shard_of, worker_of};
+use crate::lineage::Lineages;
 use crate::link_timers::LinkTimers;
 use crate::proposals::{Budget, EntryIds, Waiter};
 use crate::shard::{Input, Shard};
@@ -45,6 +46,7 @@ struct Inner {
     clock: Clock,
     log: LogStore,
     transport: Transport,
+    lineages: Arc<Lineages>,
     ids: Arc<EntryIds>,
     shards: Arc<[UnboundedSender<Input>]>,
     apply: ApplyHandle,
@@ -71,16 +73,20 @@ pub struct Load {
 
 impl Node {
     /// Starts the runtime of one store on the current tokio runtime. `origin` must be unique to this run of this store
-    /// (draw it from the system's randomness): it keeps entry ids apart.
+    /// (draw it from the system's randomness): it keeps entry ids apart. Writes one note to the log, which counts the
+    /// start, and waits for the disk; nothing else should have been written since the log was opened, so that peers hear
+    /// how far it was then.
     ///
     /// # Errors
-    /// A thread cannot be started.
+    /// A thread cannot be started, the start cannot be noted, or peers have refused this directory for good.
     pub fn start(
         config: NodeConfig,
         origin: u64,
         log: LogStore,
-        transport: TransportConfig,
-    ) -> std::io::Result<Self> {
+        mut transport: TransportConfig,
+    ) -> Result<Self, StartError> {
+        let lineages = Arc::new(Lineages::begin(&log, origin)?);
+        transport.identity = Some(lineages.identity());
         let config = Arc::new(config);
         let clock = Clock::start();
         let ids = Arc::new(EntryIds::new(origin));
@@ -90,7 +96,8 @@ impl Node {
         let (shards, inboxes): (Vec<_>, Vec<_>) =
             (0..config.shards.max(1)).map(|_| unbounded_channel()).unzip();
         let shards: Arc<[_]> = shards.into();
-        let delivery = Delivery { shards: Arc::clone(&shards), apply: apply.clone() };
+        let delivery =
+            Delivery { shards: Arc::clone(&shards), apply: apply.clone(), lineages: Arc::clone(&lineages) };
         let transport = Transport::start(
             transport,
             Arc::new(delivery),
@@ -128,6 +135,7 @@ impl Node {
             clock,
             log,
             transport,
+            lineages,
             ids,
             shards,
             apply,
@@ -162,6 +170,10 @@ impl Node {
     #[must_use]
     pub fn config(&self) -> &NodeConfig {
         &self.inner.config
+    }
+
+    pub(crate) fn lineages(&self) -> &Arc<Lineages> {
+        &self.inner.lineages
     }
 
     /// What waits now.

@@ -1,13 +1,15 @@
 //! A checked `Config` becomes a running store: every part is started here, in order, and stopped here.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use pontoon_kv::{Engine, EngineOptions};
+use pontoon_node::lineage::{Fenced, LineageError};
 use pontoon_node::meta::{META_GROUP, Registry, RegistryMachine, ReplicaRecord, StoreRecord};
 use pontoon_node::state_machine::StateMachine as _;
-use pontoon_node::{Node, NodeConfig};
+use pontoon_node::{Node, NodeConfig, StartError};
 use pontoon_raft_core::types::{ReplicaId, StoreId};
 use pontoon_storage::{Header, LogStore, OpenError, Options};
 use pontoon_transport::TransportConfig;
@@ -45,7 +47,7 @@ pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
         let config = config.clone();
         tokio::task::spawn_blocking(move || Opened::open(&config)).await??
     };
-    let Opened { log, engine, mut registry, machine, header, own } = opened;
+    let Opened { log, engine, mut registry, machine, header, mut own } = opened;
     let timer_ms = u64::try_from(config.election_timeout.as_millis()).unwrap_or(u64::MAX);
     let mut node_config = NodeConfig::new(header.store);
     node_config.election_timer_ms = timer_ms;
@@ -54,7 +56,15 @@ pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
     let mut links = TransportConfig::new(header.cluster, header.store, header.name.clone());
     links.advertise = config.advertise_peer.to_string();
     links.election_timer_ms = timer_ms;
-    let node = Node::start(node_config, random_u64()?, log, links).context("cannot start the node")?;
+    let node = match Node::start(node_config, random_u64()?, log, links) {
+        Ok(node) => node,
+        Err(StartError::Lineage(LineageError::Fenced { reason })) => {
+            return Err(fenced(&config, &header, None, &reason));
+        }
+        Err(error) => return Err(error).context("cannot start the node"),
+    };
+    own.lineage = node.identity().lineage;
+    own.start = node.identity().start;
 
     let tasks = TaskTracker::new();
     let peers = pontoon_transport::incoming(listeners.peer);
@@ -78,8 +88,35 @@ pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
         own: own.clone(),
         dial: config.dial.iter().map(|(name, address)| (name.clone(), address.to_string())).collect(),
     };
-    open_meta(&node, &registry, machine).await?;
+    if let Some(listener) = listeners.metrics {
+        tasks.spawn(health::serve(listener, node.clone(), stop.clone()));
+    }
     let known = Arc::clone(&registry.borrow());
+    reconciler.dial(&known);
+    let others: BTreeMap<_, _> = known
+        .stores
+        .values()
+        .filter(|s| s.store != own.store)
+        .map(|s| (StoreId(s.store), s.name.clone()))
+        .collect();
+    // Nothing votes or acknowledges before: see `pontoon_node::lineage`.
+    let end = tokio::select! {
+        introduced = node.introduce(&others) => {
+            introduced?;
+            None
+        }
+        fenced = node.fenced() => Some(End::Fenced(fenced)),
+        () = stop.cancelled() => Some(End::Told),
+    };
+    if let Some(end) = end {
+        stop.cancel();
+        node.shutdown().await;
+        peer_server.abort();
+        drop(reconciler);
+        tokio::task::spawn_blocking(move || drop((machine, engine))).await?;
+        return end.outcome(&config, &header);
+    }
+    open_meta(&node, &registry, machine).await?;
     reconciler.open_groups(&known).await;
     tasks.spawn(reconciler.run(stop.clone()));
 
@@ -99,16 +136,22 @@ pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
     for (listener, bound) in listeners.clients {
         tasks.spawn(server.clone().run(listener, bound, stop.clone()));
     }
-    if let Some(listener) = listeners.metrics {
-        tasks.spawn(health::serve(listener, node.clone(), stop.clone()));
-    }
     tokio::select! {
         () = announced(&mut registry, own) => announce_ready(&header, &config),
+        _ = node.fenced() => {}
         () = stop.cancelled() => {}
     }
 
-    stop.cancelled().await;
-    shutdown::hand_over(&node).await;
+    let end = tokio::select! {
+        biased;
+        fenced = node.fenced() => End::Fenced(fenced),
+        () = stop.cancelled() => End::Told,
+    };
+    match end {
+        End::Told => shutdown::hand_over(&node).await,
+        // Its links are down already: there is nobody to hand over to.
+        End::Fenced(_) => stop.cancel(),
+    }
     tasks.close();
     if tokio::time::timeout(DRAIN_MAX, tasks.wait()).await.is_err() {
         tracing::info!("some client streams were still open and are cut");
@@ -117,13 +160,51 @@ pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
     peers_stop.cancel();
     peer_server.abort();
     tokio::task::spawn_blocking(move || drop(engine)).await?;
-    Ok(())
+    end.outcome(&config, &header)
+}
+
+/// Why a store ends.
+enum End {
+    /// A signal.
+    Told,
+    /// Its directory must not act as this store.
+    Fenced(Fenced),
+}
+
+impl End {
+    fn outcome(self, config: &Config, header: &Header) -> anyhow::Result<()> {
+        match self {
+            Self::Told => Ok(()),
+            Self::Fenced(why) => Err(fenced(config, header, why.by, &why.reason)),
+        }
+    }
+}
+
+/// A directory that must not act as its store: exit code 2.
+fn fenced(config: &Config, header: &Header, by: Option<StoreId>, reason: &str) -> anyhow::Error {
+    let by = match by {
+        Some(store) => format!("store {store} refuses it: "),
+        None => String::new(),
+    };
+    UsageError::new(format!(
+        "--data-dir {} must not run as store {} ({}): {by}{reason}; a store that has forgotten its votes or acknowledged \
+         writes must not vote again; start it with the directory that it ran on last, and if that is lost, leave this \
+         store stopped: the others go on without it (see \"Replacing a dead store\" in the documentation)",
+        config.data_dir.display(),
+        header.name,
+        header.store,
+    ))
+    .into()
 }
 
 /// Waits until the cluster knows how this store is reached: whoever is told that it is ready may ask any store for the
 /// members. A store whose peers are not there yet serves what it can, so the wait has an end.
 async fn announced(registry: &mut watch::Receiver<Arc<Registry>>, own: StoreRecord) {
-    let known = registry.wait_for(|registry| registry.stores.get(&own.store) == Some(&own));
+    let is_known = |known: &StoreRecord| {
+        (&known.name, &known.peer_address, &known.client_address)
+            == (&own.name, &own.peer_address, &own.client_address)
+    };
+    let known = registry.wait_for(|registry| registry.stores.get(&own.store).is_some_and(is_known));
     if tokio::time::timeout(ANNOUNCED_MAX, known).await.is_err() {
         tracing::info!(
             "ready, but the cluster does not know this store's address yet: no quorum was there to tell"
@@ -224,6 +305,9 @@ impl Opened {
             name: header.name.clone(),
             peer_address: config.advertise_peer.to_string(),
             client_address: config.advertise_client.to_string(),
+            // Known when the node has counted this start.
+            lineage: 0,
+            start: 0,
         };
         Ok(Self { log, engine, registry, machine, header, own })
     }
@@ -265,6 +349,8 @@ impl Opened {
             name: store.name.clone(),
             peer_address: store.address.to_string(),
             client_address: String::new(),
+            lineage: 0,
+            start: 0,
         }));
         let (mut machine, _) = RegistryMachine::open(&config.data_dir.join("meta"), registry.clone())?;
         machine.sync()?;
@@ -275,6 +361,8 @@ impl Opened {
             peer_address: config.advertise_peer.to_string(),
             client_address: config.advertise_client.to_string(),
         };
+        // Before the header: a directory that has one and no lineage is of a version that knew none.
+        pontoon_node::create_lineage(log, random_u64()?).context("cannot initialise the data directory")?;
         log.initialize(header.clone()).context("cannot initialise the data directory")?;
         Ok((header, registry))
     }

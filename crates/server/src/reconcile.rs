@@ -49,6 +49,8 @@ impl Reconciler {
 
     /// Does what the registry asks for; `false` if something is left to try again.
     async fn follow(&self, registry: &Registry) -> bool {
+        self.learn_starts(registry).await;
+        self.dial(registry);
         let complete = self.open_groups(registry).await & self.forget_deleted(registry).await;
         complete && self.announce(registry).await
     }
@@ -80,12 +82,30 @@ impl Reconciler {
         complete
     }
 
-    /// Dials the peers and opens the groups that the registry knows; `false` if one could not be opened.
-    pub(crate) async fn open_groups(&self, registry: &Registry) -> bool {
+    /// Dials the peers that the registry knows.
+    pub(crate) fn dial(&self, registry: &Registry) {
         for store in registry.stores.values().filter(|s| s.store != self.own.store) {
             let address = self.dial.get(&store.name).unwrap_or(&store.peer_address);
             self.node.transport().set_peer(StoreId(store.store), address.clone());
         }
+    }
+
+    /// Compares what the registry says of the stores' data directories with what was seen of them.
+    async fn learn_starts(&self, registry: &Registry) {
+        let starts: Vec<_> =
+            registry.stores.values().map(|s| (StoreId(s.store), s.lineage, s.start)).collect();
+        let node = self.node.clone();
+        let learned = tokio::task::spawn_blocking(move || {
+            for (store, lineage, start) in starts {
+                node.learn_start(store, lineage, start);
+            }
+        });
+        // Fails only while the runtime stops.
+        let _ = learned.await;
+    }
+
+    /// Opens the groups that the registry knows; `false` if one could not be opened.
+    pub(crate) async fn open_groups(&self, registry: &Registry) -> bool {
         let mut complete = true;
         for group in registry.groups.values() {
             if group.kind() == GroupKind::Kv {
@@ -128,7 +148,7 @@ impl Reconciler {
         }
     }
 
-    /// Tells the others this store's name and addresses, if they know other ones.
+    /// Tells the others this store's name, addresses and start, if they know other ones.
     async fn announce(&self, registry: &Registry) -> bool {
         if registry.stores.get(&self.own.store) == Some(&self.own) {
             return true;

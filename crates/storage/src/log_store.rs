@@ -291,6 +291,12 @@ impl LogStore {
         Ok(receiver.recv().unwrap_or_else(|_| Err(closed_error()))?)
     }
 
+    /// The last batch that is durable. Grows over all openings of the store; right after opening it is what was found on
+    /// the disk.
+    pub fn durable_batch(&self) -> BatchSeq {
+        BatchSeq(self.inner.shared.lock().durable)
+    }
+
     /// The value kept under a name.
     pub fn note(&self, key: &str) -> Option<Bytes> {
         Some(self.inner.shared.lock().notes.get(key)?.value.clone())

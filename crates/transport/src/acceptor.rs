@@ -23,6 +23,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::codec::{Incoming, LaneCodec};
 use crate::dial::{CONNECTION_WINDOW_BYTES, PROTOCOL_VERSION, STREAM_WINDOW_BYTES};
+use crate::error::Unwelcome;
+use crate::identity::Claim;
+use crate::lane::Challenge;
 use crate::log_limit::LogLimit;
 use crate::receive;
 use crate::receive_budget::PeerShare;
@@ -63,6 +66,19 @@ pub(crate) struct ReceiveCounters {
     pub(crate) bytes: AtomicU64,
     pub(crate) dropped: AtomicU64,
     pub(crate) refused_frames: AtomicU64,
+    /// When the last frame came, in milliseconds since the transport started.
+    heard_ms: AtomicU64,
+}
+
+impl ReceiveCounters {
+    /// A frame came.
+    pub(crate) fn heard(&self, shared: &Shared) {
+        self.heard_ms.store(millis_since_start(shared), Ordering::Relaxed);
+    }
+}
+
+fn millis_since_start(shared: &Shared) -> u64 {
+    u64::try_from(shared.started.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// One lane from one peer, across its streams.
@@ -70,6 +86,10 @@ pub(crate) struct ReceiveCounters {
 struct InboundLane {
     name: String,
     advertise: String,
+    /// The process behind the present stream, or the last one.
+    incarnation: u64,
+    /// Whether it says which data directory it runs on.
+    identified: bool,
     /// Ends the present stream.
     stop: CancellationToken,
     /// Names the present stream; `None` between streams.
@@ -90,6 +110,8 @@ pub(crate) struct Acceptor {
     shares: Mutex<BTreeMap<StoreId, Arc<PeerShare>>>,
     streams: AtomicU64,
     strangers: AtomicU64,
+    /// Incarnations that claimed a store id while another process with that id was alive: the last one of each store.
+    seconds: Mutex<BTreeMap<StoreId, u64>>,
     pub(crate) refusals: LogLimit,
     pub(crate) bad_frames: LogLimit,
 }
@@ -99,6 +121,10 @@ pub(crate) struct Greeted {
     shared: Arc<Shared>,
     pub(crate) store: StoreId,
     pub(crate) lane: Lane,
+    /// What the process says of its data directory.
+    pub(crate) claim: Option<Claim>,
+    /// The host has let it act as the store.
+    pub(crate) admitted: bool,
     stream: u64,
     pub(crate) stop: CancellationToken,
     pub(crate) counters: Arc<ReceiveCounters>,
@@ -143,18 +169,84 @@ impl Acceptor {
         (shared.acceptor.strangers.fetch_add(1, Ordering::AcqRel) < STRANGERS_MAX).then_some(guard)
     }
 
-    /// Registers a checked hello; an older stream of the same lane ends. `None`: the store was removed meanwhile.
-    pub(crate) fn greet(shared: &Arc<Shared>, hello: pb::Hello, lane: Lane) -> Option<Greeted> {
+    /// Whether a process may speak for `store` beside those that are connected. Processes that say nothing of their data
+    /// directory replace each other, as streams do.
+    ///
+    /// # Errors
+    /// Another process of the store is connected and was heard of a moment ago, or this one was proven to be a second
+    /// one.
+    pub(crate) fn alone(shared: &Arc<Shared>, store: StoreId, claim: Option<Claim>) -> Result<(), Refusal> {
+        let Some(claim) = claim else { return Ok(()) };
+        let acceptor = &shared.acceptor;
+        let proven =
+            *acceptor.seconds.lock().unwrap_or_else(PoisonError::into_inner).get(&store).unwrap_or(&0)
+                == claim.incarnation;
+        if proven {
+            return Err((
+                pb::Refusal::Fenced,
+                format!(
+                    "another process runs as store {store}, on another data directory or another copy of this one"
+                ),
+            ));
+        }
+        let Some(first) = acceptor.other_process(shared, &acceptor.lock(), store, claim.incarnation) else {
+            return Ok(());
+        };
+        if let Some(peer) = shared.peer(store) {
+            peer.control.challenge(Challenge { first, second: claim.incarnation });
+        }
+        Err(duplicate(store))
+    }
+
+    /// The incarnation of another process of the store that is connected here and alive.
+    fn other_process(
+        &self,
+        shared: &Shared,
+        lanes: &BTreeMap<(StoreId, Lane), InboundLane>,
+        store: StoreId,
+        incarnation: u64,
+    ) -> Option<u64> {
+        // A store that lives breaks its silence after its election timer and a second, by a probe.
+        let patience_ms = *shared.election_timer.borrow() + 2000;
+        let now = millis_since_start(shared);
+        [Lane::Control, Lane::Log].iter().find_map(|lane| {
+            let other = lanes.get(&(store, *lane)).filter(|l| l.stream.is_some() && l.identified)?;
+            let silent_ms = now.saturating_sub(other.counters.heard_ms.load(Ordering::Relaxed));
+            (other.incarnation != incarnation && silent_ms <= patience_ms).then_some(other.incarnation)
+        })
+    }
+
+    /// The process `incarnation` said hello for `store`, and after that another process of it was alive.
+    pub(crate) fn prove_second(&self, store: StoreId, incarnation: u64) {
+        tracing::warn!(%store, "two processes run under one store id: the later one is refused from now on");
+        self.seconds.lock().unwrap_or_else(PoisonError::into_inner).insert(store, incarnation);
+    }
+
+    /// Registers a process that was met; an older stream of the same lane ends, and so do all of an older process.
+    fn greet(shared: &Arc<Shared>, hello: pb::Hello, lane: Lane) -> Result<Greeted, Refusal> {
         let acceptor = &shared.acceptor;
         let store = StoreId(hello.store);
         let stream = acceptor.streams.fetch_add(1, Ordering::Relaxed);
         let stop = shared.stop.child_token();
         let mut lanes = acceptor.lock();
         // Under the lock: whoever removes the peer closes its streams afterwards, under the same lock.
-        shared.peer(store)?;
+        let peer = shared.peer(store).ok_or_else(|| unknown(store))?;
+        let claim = Claim::from_wire(hello.lineage, hello.incarnation);
+        let identified = claim.is_some();
+        if identified && acceptor.other_process(shared, &lanes, store, hello.incarnation).is_some() {
+            // It came while this one was being met.
+            return Err(duplicate(store));
+        }
+        for other in [Lane::Control, Lane::Log, Lane::Snapshot] {
+            if let Some(other) = lanes.get(&(store, other)).filter(|l| l.incarnation != hello.incarnation) {
+                other.stop.cancel();
+            }
+        }
         let known = lanes.entry((store, lane)).or_insert_with(|| InboundLane {
             name: String::new(),
             advertise: String::new(),
+            incarnation: 0,
+            identified: false,
             stop: stop.clone(),
             stream: None,
             changed: Instant::now(),
@@ -171,6 +263,9 @@ impl Acceptor {
             known.disconnections += 1;
         }
         known.stop = stop.clone();
+        known.incarnation = hello.incarnation;
+        known.identified = identified;
+        known.counters.heard(shared);
         known.name = cut(hello.name);
         known.advertise = cut(hello.advertise);
         known.changed = Instant::now();
@@ -180,7 +275,21 @@ impl Acceptor {
         let mut shares = acceptor.shares.lock().unwrap_or_else(PoisonError::into_inner);
         let share = Arc::clone(shares.entry(store).or_default());
         drop(shares);
-        Some(Greeted { shared: Arc::clone(shared), store, lane, stream, stop, counters, share, ended: None })
+        // It is evidently alive: lanes that wait to dial it need not wait.
+        peer.control.heard(hello.incarnation);
+        peer.log.heard(hello.incarnation);
+        Ok(Greeted {
+            shared: Arc::clone(shared),
+            store,
+            lane,
+            claim,
+            admitted: false,
+            stream,
+            stop,
+            counters,
+            share,
+            ended: None,
+        })
     }
 
     /// Ends all streams of a store and forgets it.
@@ -229,13 +338,40 @@ impl Acceptor {
     }
 }
 
-/// Decides on a hello. The answer to a good one makes the peer's lanes here dial it at once if they are waiting: it
-/// is evidently alive.
-pub(crate) fn check_hello(
-    shared: &Shared,
-    hello: &pb::Hello,
+/// Why a hello is refused.
+pub(crate) type Refusal = (pb::Refusal, String);
+
+fn unknown(store: StoreId) -> Refusal {
+    (pb::Refusal::UnknownStore, format!("no store {store} is known here"))
+}
+
+fn duplicate(store: StoreId) -> Refusal {
+    (pb::Refusal::Duplicate, format!("another process of store {store} is connected; try again"))
+}
+
+/// Decides on a hello, and connects the process. Nothing of it is delivered before.
+pub(crate) async fn welcome(
+    shared: &Arc<Shared>,
+    hello: pb::Hello,
     lanes: &[Lane],
-) -> Result<Lane, (pb::Refusal, String)> {
+) -> Result<Greeted, Refusal> {
+    let lane = check_hello(shared, &hello, lanes)?;
+    let store = StoreId(hello.store);
+    let claim = Claim::from_wire(hello.lineage, hello.incarnation);
+    if let Err(refusal) = Acceptor::alone(shared, store, claim) {
+        // An older process that comes back is told so, instead of trying for ever.
+        return Err(match shared.meet(store, claim).await {
+            Err(Unwelcome { final_: true, reason }) => (pb::Refusal::Fenced, reason),
+            _ => refusal,
+        });
+    }
+    shared.meet(store, claim).await.map_err(|unwelcome| {
+        (if unwelcome.final_ { pb::Refusal::Fenced } else { pb::Refusal::Busy }, unwelcome.reason)
+    })?;
+    Acceptor::greet(shared, hello, lane)
+}
+
+pub(crate) fn check_hello(shared: &Shared, hello: &pb::Hello, lanes: &[Lane]) -> Result<Lane, Refusal> {
     let config = &shared.config;
     let refuse = |refusal, reason: String| Err((refusal, reason));
     if hello.protocol_version != PROTOCOL_VERSION {
@@ -272,11 +408,9 @@ pub(crate) fn check_hello(
     if shared.stop.is_cancelled() {
         return refuse(pb::Refusal::Busy, "shutting down".to_owned());
     }
-    let Some(peer) = shared.peer(store) else {
-        return refuse(pb::Refusal::UnknownStore, format!("no store {store} is known here"));
-    };
-    peer.control.heard(hello.incarnation);
-    peer.log.heard(hello.incarnation);
+    if shared.peer(store).is_none() {
+        return Err(unknown(store));
+    }
     Ok(lane)
 }
 

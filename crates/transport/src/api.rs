@@ -5,7 +5,8 @@ use pontoon_raft_core::message::Message;
 use pontoon_raft_core::relay::RelayNumber;
 use pontoon_raft_core::types::{Entry, EntryId, GroupId, LogIndex, ReplicaId, StoreId, Term};
 
-use crate::error::Refused;
+use crate::error::{Refused, Unwelcome};
+use crate::identity::Claim;
 use crate::receive_budget::ReceivePermit;
 use crate::snapshot_io::SnapshotSink;
 
@@ -116,6 +117,40 @@ pub trait Inbound: Send + Sync + 'static {
 
     /// The snapshot for `replica` of `group` on `to` ended: staged there whole (`ok`), or not.
     fn snapshot_sent(&self, to: StoreId, group: GroupId, replica: ReplicaId, ok: bool);
+
+    /// `from` says which data directory it is, in a hello or in its answer to ours; `None` if it says nothing of it. May it
+    /// be connected? It may still be waiting for the answers of others, so the question alone should not change what is
+    /// known of a store, unless nothing is. Called from a thread that may block. Without an implementation everybody is
+    /// taken.
+    ///
+    /// # Errors
+    /// It must not act as that store, or cannot be taken now.
+    fn meet(&self, from: StoreId, claim: Option<Claim>) -> Result<(), Unwelcome> {
+        let _ = (from, claim);
+        Ok(())
+    }
+
+    /// A process that was met begins to act as `from`: called before the first Raft message of each of its streams is
+    /// delivered, and what is to be remembered of it must be durable when this returns. Called from a thread that may
+    /// block.
+    ///
+    /// # Errors
+    /// As [`Inbound::meet`]; the stream ends.
+    fn admit(&self, from: StoreId, claim: Option<Claim>) -> Result<(), Unwelcome> {
+        let _ = (from, claim);
+        Ok(())
+    }
+
+    /// `from`, as admitted last, says that its log is durable up to this batch; told before the messages that came with
+    /// it.
+    fn reached(&self, from: StoreId, batch: u64) {
+        let _ = (from, batch);
+    }
+
+    /// `by` refuses this store for good, and says why. The transport has shut itself down: this process must not go on.
+    fn fenced(&self, by: StoreId, reason: String) {
+        let _ = (by, reason);
+    }
 }
 
 /// Where the transport reads the entries that queued appends only describe.
@@ -132,4 +167,10 @@ pub trait EntrySource: Send + Sync + 'static {
         last_term: Term,
         bytes_max: u64,
     ) -> Option<Vec<Entry>>;
+
+    /// The last batch of this store's log that is durable, in numbers that grow over all its starts; 0: not known. Peers
+    /// remember it, and take no older copy of the log for this store ([`Inbound::meet`]).
+    fn durable(&self) -> u64 {
+        0
+    }
 }

@@ -84,6 +84,8 @@ impl FrameStream {
         self.sent.messages = frame.messages as u64;
         self.sent.bytes = frame.bytes as u64;
         let holds_something = ping.is_some() || frame.messages > 0;
+        // After the items were taken: what they rest on was durable when they were queued.
+        frame.frame.reached = self.entries.durable();
         self.queue.sent(self.epoch, rest.into_iter().chain(waiting), &mut self.sent, holds_something);
         holds_something.then_some(frame.frame)
     }

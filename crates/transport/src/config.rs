@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use pontoon_raft_core::types::StoreId;
 
+use crate::identity::Identity;
+
 /// Who this store is, and the limits of its links.
 #[derive(Clone, Debug)]
 pub struct TransportConfig {
@@ -15,6 +17,8 @@ pub struct TransportConfig {
     pub name: String,
     /// Where peers reach this store, for the peers' status.
     pub advertise: String,
+    /// Which data directory this process runs on, for peers that remember it. Default: says nothing of it.
+    pub identity: Option<Identity>,
     /// The election timer in milliseconds, from which the probe interval is derived until
     /// `Transport::set_election_timer` says otherwise. Default 1000.
     pub election_timer_ms: u64,
@@ -30,6 +34,7 @@ impl TransportConfig {
             store,
             name: name.into(),
             advertise: String::new(),
+            identity: None,
             election_timer_ms: 1000,
             limits: Limits::default(),
         }

@@ -12,6 +12,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
 use crate::batch::FrameStream;
+use crate::identity::Claim;
 use crate::io::{KillOnDrop, PeerSocket};
 use crate::status::LinkErrorKind;
 use crate::wire::cut;
@@ -45,6 +46,12 @@ pub(crate) enum DialError {
     NoAnswer,
     #[error("the peer refused the hello ({refusal}): {reason}")]
     Refused { refusal: String, reason: String },
+    /// The peer knows that this store's data directory must not act any more.
+    #[error("the peer refused this store for good: {reason}")]
+    Fenced { reason: String },
+    /// Whoever answered is not taken for the store that is meant.
+    #[error("not taken for store {store}: {reason}")]
+    NotAdmitted { store: StoreId, reason: String },
     #[error("reached store {found}, not {expected}")]
     OtherStore { expected: StoreId, found: StoreId },
     #[error("no answer within {0:?}")]
@@ -59,7 +66,10 @@ impl DialError {
             Self::ConnectionRefused { .. } => LinkErrorKind::Refused,
             Self::Connect { .. } | Self::Address(_) => LinkErrorKind::Unreachable,
             Self::Channel(_) | Self::Stream(_) | Self::NoAnswer => LinkErrorKind::Broken,
-            Self::Refused { .. } | Self::OtherStore { .. } => LinkErrorKind::Rejected,
+            Self::Refused { .. }
+            | Self::Fenced { .. }
+            | Self::NotAdmitted { .. }
+            | Self::OtherStore { .. } => LinkErrorKind::Rejected,
             Self::TimedOut(_) => LinkErrorKind::TimedOut,
             Self::Moved => LinkErrorKind::Replaced,
         }
@@ -71,6 +81,8 @@ pub(crate) struct Session {
     pub(crate) replies: Streaming<pb::LaneReply>,
     pub(crate) name: String,
     pub(crate) incarnation: u64,
+    /// What the peer says of its data directory.
+    pub(crate) claim: Option<Claim>,
     _client: PeerClient<Channel>,
     _kill: KillOnDrop,
 }
@@ -121,6 +133,7 @@ pub(crate) async fn connect(
 /// Opens a lane and waits for the answer to the hello, which `frames` holds.
 pub(crate) async fn open_lane(
     address: String,
+    cluster: u64,
     expected: StoreId,
     message_bytes_max: usize,
     frames: FrameStream,
@@ -128,7 +141,12 @@ pub(crate) async fn open_lane(
     let (mut client, kill) = connect(&address, message_bytes_max, None).await?;
     let mut replies = client.lane(frames).await?.into_inner();
     let ack = replies.message().await?.and_then(|r| r.hello_ack).ok_or(DialError::NoAnswer)?;
-    if ack.refusal() != pb::Refusal::Unspecified || ack.protocol_version != PROTOCOL_VERSION {
+    let expected_one = ack.cluster == cluster && ack.store == expected.0;
+    if ack.refusal() == pb::Refusal::Fenced && expected_one {
+        return Err(DialError::Fenced { reason: cut(ack.reason) });
+    }
+    // The number, not its name: a reason of a later version is a refusal too.
+    if ack.refusal != 0 || ack.protocol_version != PROTOCOL_VERSION {
         return Err(DialError::Refused {
             refusal: ack.refusal().as_str_name().trim_start_matches("REFUSAL_").to_ascii_lowercase(),
             reason: cut(ack.reason),
@@ -137,5 +155,12 @@ pub(crate) async fn open_lane(
     if ack.store != expected.0 {
         return Err(DialError::OtherStore { expected, found: StoreId(ack.store) });
     }
-    Ok(Session { replies, name: cut(ack.name), incarnation: ack.incarnation, _client: client, _kill: kill })
+    Ok(Session {
+        replies,
+        name: cut(ack.name),
+        incarnation: ack.incarnation,
+        claim: Claim::from_wire(ack.lineage, ack.incarnation),
+        _client: client,
+        _kill: kill,
+    })
 }

@@ -65,6 +65,16 @@ pub enum Refused {
     },
 }
 
+/// A process is not taken for the store that it says it is ([`Inbound::meet`](crate::Inbound::meet)).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Unwelcome {
+    /// Whether this can never change: then it is told to stop for good. Else it may try again.
+    pub final_: bool,
+    /// In words, for both sides' logs.
+    pub reason: String,
+}
+
 /// Foreign data broke a rule of the protocol. The frame that holds it is refused as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use crate::acceptor::Acceptor;
 use crate::api::{ProposalOutcome, ProposalReply};
 use crate::batch::{FrameLimits, FrameStream};
 use crate::dial::{self, DialError, Session};
@@ -42,6 +43,17 @@ struct Requests {
     address: Option<String>,
     /// The store has said hello; this is its incarnation.
     heard: Option<u64>,
+    /// A second process says that it is the store.
+    challenge: Option<Challenge>,
+}
+
+/// Two processes with one store id: is the first one alive?
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Challenge {
+    /// The incarnation that is connected.
+    pub(crate) first: u64,
+    /// The incarnation that came later.
+    pub(crate) second: u64,
 }
 
 /// What the task last said about itself.
@@ -117,6 +129,12 @@ impl OutboundLane {
         self.notify.notify_one();
     }
 
+    /// Finds out whether the process that this lane leads to is alive after a second one has come.
+    pub(crate) fn challenge(&self, challenge: Challenge) {
+        lock(&self.requests).challenge = Some(challenge);
+        self.notify.notify_one();
+    }
+
     pub(crate) fn status(&self) -> LinkStatus {
         let Held { messages: queued_messages, bytes: queued_bytes, in_flight_bytes, counters } =
             self.queue.status();
@@ -165,6 +183,7 @@ pub(crate) async fn run(shared: Arc<Shared>, lane: Arc<OutboundLane>, stop: Canc
         attempt_started: None,
         session_started: Instant::now(),
         pings: 0,
+        challenged: None,
         refusal_matters: false,
         shared,
         lane,
@@ -192,6 +211,9 @@ struct Driver {
     attempt_started: Option<Instant>,
     session_started: Instant,
     pings: u64,
+    /// A ping whose answer proves that the session's process ran after another one had come, and that other one's
+    /// incarnation.
+    challenged: Option<(u64, u64)>,
     /// The link was up and went down, and nobody has yet been told that its process is gone.
     refusal_matters: bool,
 }
@@ -311,8 +333,17 @@ impl Driver {
             },
         );
         let address = lock(&self.lane.told).address.clone();
-        self.attempt =
-            Some(Box::pin(dial::open_lane(address, self.lane.store, limits.message_bytes_max, frames)));
+        let (shared, store) = (Arc::clone(&self.shared), self.lane.store);
+        self.attempt = Some(Box::pin(async move {
+            let config = &shared.config;
+            let bytes_max = config.limits.message_bytes_max;
+            let session = dial::open_lane(address, config.cluster, store, bytes_max, frames).await?;
+            let not_admitted = |reason| DialError::NotAdmitted { store, reason };
+            Acceptor::alone(&shared, store, session.claim).map_err(|(_, reason)| not_admitted(reason))?;
+            let met = shared.meet(store, session.claim).await;
+            met.map_err(|unwelcome| not_admitted(unwelcome.reason))?;
+            Ok(session)
+        }));
     }
 
     fn attempt_ended(&mut self, result: Result<Session, DialError>) {
@@ -335,6 +366,10 @@ impl Driver {
             }
             Err(error) => {
                 self.machine.connect_failed(now);
+                // Before the status tells of the attempt: whoever waits for its end must find the links shut down.
+                if let DialError::Fenced { reason } = &error {
+                    self.shared.fence(self.lane.store, reason.clone());
+                }
                 self.attempt_failed(&error);
             }
         }
@@ -355,6 +390,12 @@ impl Driver {
     fn replied(&mut self, reply: &pb::LaneReply) {
         self.machine.activity(self.now());
         self.lane.queue.acknowledged(reply.received_frames);
+        if let Some((ping, second)) = self.challenged
+            && reply.pong.is_some_and(|pong| pong >= ping)
+        {
+            self.challenged = None;
+            self.shared.acceptor.prove_second(self.lane.store, second);
+        }
     }
 
     /// The stream ended by itself.
@@ -390,6 +431,7 @@ impl Driver {
 
     fn session_over(&mut self, kind: LinkErrorKind, why: String) {
         let was_up = self.session.take().is_some();
+        self.challenged = None;
         self.lane.queue.close();
         self.report();
         if !was_up {
@@ -413,7 +455,15 @@ impl Driver {
 
     fn requested(&mut self) {
         self.report();
-        let Requests { address, heard } = std::mem::take(&mut *lock(&self.lane.requests));
+        let Requests { address, heard, challenge } = std::mem::take(&mut *lock(&self.lane.requests));
+        if let (Some(session), Some(Challenge { first, second })) = (&self.session, challenge)
+            && session.incarnation == first
+            && self.challenged.is_none()
+        {
+            self.pings += 1;
+            self.lane.queue.ping(self.pings);
+            self.challenged = Some((self.pings, second));
+        }
         let now = self.now();
         let moved = address.is_some();
         if let Some(address) = address {

@@ -91,6 +91,11 @@
 //! - A dead link is found: by its socket, or by a probe on that very connection after an election timer and a second
 //!   of silence, and dropped after the same time again.
 //! - What peers send is checked before the host sees it. Whether a peer is who it says is left to TLS.
+//! - Nothing of a process is delivered, and nothing is sent to it, before the host has taken what it says of its data
+//!   directory ([`Inbound::meet`], and [`Inbound::admit`] before its first Raft message); a refusal that is final ends the
+//!   transport of the refused one. While a process of a
+//!   store is connected and alive, a second one with its id is turned away, and for good once the first one has proven
+//!   to be alive after the second one came: by the echo of a probe that was sent later.
 //!
 //! # The way of a message
 //! ```text
@@ -114,6 +119,7 @@
 //! | `dial.rs`, `io.rs` | how to connect: a fresh channel over a socket that can be killed |
 //! | `acceptor.rs` | the gRPC service: who may speak, which streams are open |
 //! | `receive.rs`, `receive_budget.rs` | reading the streams of peers within a byte budget |
+//! | `identity.rs` | what a hello says of the data directory |
 //! | `wire.rs`, `codec.rs` | protobuf to core types and back, the one gate for foreign data |
 //! | `snapshot_send.rs`, `snapshot_receive.rs`, `snapshot_io.rs` | snapshots on their own connection |
 //!
@@ -128,6 +134,7 @@ mod codec;
 mod config;
 mod dial;
 mod error;
+mod identity;
 mod io;
 mod lane;
 mod log_limit;
@@ -145,7 +152,8 @@ mod wire;
 pub use acceptor::{PeerService, incoming, server_builder};
 pub use api::{EntrySource, Inbound, ProposalOutcome, ProposalReply, RelayedProposal};
 pub use config::{Limits, TransportConfig};
-pub use error::{NotQueued, QueueFull, Refused, WireError};
+pub use error::{NotQueued, QueueFull, Refused, Unwelcome, WireError};
+pub use identity::{Claim, Identity};
 pub use receive_budget::ReceivePermit;
 pub use snapshot_io::{SNAPSHOT_CHUNK_BYTES_MAX, SnapshotReader, SnapshotSink};
 pub use status::{Direction, Lane, LinkErrorKind, LinkStatus};

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use pontoon_proto::peer::v1 as pb;
 use pontoon_raft_core::message::{Body, Entries, Message};
-use pontoon_raft_core::types::GroupId;
+use pontoon_raft_core::types::{GroupId, StoreId};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use crate::acceptor::{Acceptor, Greeted, check_hello};
+use crate::acceptor::{Acceptor, Greeted, welcome};
 use crate::api::{ProposalOutcome, ProposalReply, RelayedProposal};
 use crate::codec::Incoming;
 use crate::dial::PROTOCOL_VERSION;
@@ -65,17 +65,19 @@ async fn hello(
         () = shared.stop.cancelled() => return None,
         first = timeout(HELLO_PATIENCE, requests.message()) => first,
     };
-    let (hello, checked) = match first {
+    let (who, checked) = match first {
         Ok(Ok(Some(Incoming { frame: Ok(pb::LaneFrame { hello: Some(hello), .. }), .. }))) => {
+            let who = (hello.store, wire::cut(hello.name.clone()));
             let checked = if stranger.is_some() {
-                check_hello(shared, &hello, &[Lane::Control, Lane::Log])
+                welcome(shared, hello, &[Lane::Control, Lane::Log]).await
             } else {
                 Err((pb::Refusal::Busy, "too many streams without a hello".to_owned()))
             };
-            (hello, checked)
+            (who, checked)
         }
         Ok(Ok(Some(_))) => {
-            (pb::Hello::default(), Err((pb::Refusal::Malformed, "the first frame is no hello".to_owned())))
+            let refusal = (pb::Refusal::Malformed, "the first frame is no hello".to_owned());
+            ((0, String::new()), Err(refusal))
         }
         // It left, or says nothing: there is nobody to answer.
         Ok(Ok(None) | Err(_)) | Err(_) => return None,
@@ -93,16 +95,17 @@ async fn hello(
         name: shared.config.name.clone(),
         features: 0,
         incarnation: shared.incarnation,
+        lineage: shared.lineage(),
     };
     let reply = pb::LaneReply { hello_ack: Some(ack), ..pb::LaneReply::default() };
     // The channel is new and empty.
     let _ = replies.try_send(Ok(reply));
     match checked {
-        Ok(lane) => Acceptor::greet(shared, hello, lane),
+        Ok(greeted) => Some(greeted),
         Err((refusal, reason)) => {
             if let Some(left_out) = shared.acceptor.refusals.allow() {
-                tracing::warn!(store = %hello.store, name = wire::cut(hello.name), refusal = refusal.as_str_name(),
-                    reason, left_out, "refused a peer");
+                tracing::warn!(store = %StoreId(who.0), name = who.1, refusal = refusal.as_str_name(), reason,
+                    left_out, "refused a peer");
             }
             None
         }
@@ -129,8 +132,23 @@ async fn serve(
         };
         match next {
             Ok(Ok(Some(incoming))) => {
-                if let Err(why) = reader.take(shared, &greeted, ends, incoming) {
-                    break why;
+                let frame = match reader.check(shared, &greeted, ends, incoming) {
+                    Ok(frame) => frame,
+                    Err(why) => break why,
+                };
+                if let Some(frame) = frame {
+                    if !greeted.admitted && !frame.messages.is_empty() {
+                        let admitted = tokio::select! {
+                            biased;
+                            () = &mut stopped => break "closed here while it was being admitted".to_owned(),
+                            admitted = shared.admit(greeted.store, greeted.claim) => admitted,
+                        };
+                        if let Err(unwelcome) = admitted {
+                            break format!("closed here: {unwelcome}");
+                        }
+                        greeted.admitted = true;
+                    }
+                    deliver(shared, &greeted, frame);
                 }
                 reader.reply(&replies);
             }
@@ -154,17 +172,19 @@ struct Reader {
 }
 
 impl Reader {
-    fn take(
+    /// A frame that passes the gate; `None` for one that does not.
+    fn check(
         &mut self,
         shared: &Arc<Shared>,
         greeted: &Greeted,
         ends: Ends,
         incoming: Incoming,
-    ) -> Result<(), String> {
+    ) -> Result<Option<Frame>, String> {
         let Incoming { bytes, frame } = incoming;
         self.frames += 1;
         self.unacknowledged += bytes;
         let counters = &greeted.counters;
+        counters.heard(shared);
         counters.frames.fetch_add(1, Ordering::Relaxed);
         counters.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         let frame = match frame.and_then(|frame| wire::check(frame, ends, bytes)) {
@@ -178,14 +198,13 @@ impl Reader {
                 if self.bad >= BAD_FRAMES_MAX {
                     return Err(format!("closed here: {} bad frames, the last: {error}", self.bad));
                 }
-                return Ok(());
+                return Ok(None);
             }
         };
         let messages = frame.messages.len() + frame.proposals.len() + frame.replies.len();
         counters.messages.fetch_add(messages as u64, Ordering::Relaxed);
         self.pong = frame.ping.or(self.pong);
-        deliver(shared, greeted, frame);
-        Ok(())
+        Ok(Some(frame))
     }
 
     fn reply(&mut self, replies: &Replies) {
@@ -202,7 +221,11 @@ impl Reader {
 }
 
 fn deliver(shared: &Arc<Shared>, greeted: &Greeted, frame: Frame) {
-    let Frame { mut messages, proposals, replies, ping: _ } = frame;
+    let Frame { mut messages, proposals, replies, reached, ping: _ } = frame;
+    // Before, it is not settled that the process is the store.
+    if reached > 0 && greeted.admitted {
+        shared.inbound.reached(greeted.store, reached);
+    }
     if !replies.is_empty() {
         shared.inbound.proposal_replies(greeted.store, replies);
     }

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
-use crate::acceptor::{Acceptor, Greeted, check_hello};
+use crate::acceptor::{Acceptor, Greeted, check_hello, welcome};
 use crate::error::Refused;
 use crate::receive_budget::MESSAGE_CHARGE_BYTES;
 use crate::snapshot_io::SNAPSHOT_CHUNK_BYTES_MAX;
@@ -85,15 +85,18 @@ async fn receive(shared: &Arc<Shared>, frames: &mut Streaming<pb::SnapshotFrame>
     check_hello(shared, &hello, &[Lane::Snapshot]).map_err(|(_, reason)| failed(reason))?;
     let from = StoreId(hello.store);
     let ends = Ends { from, to: shared.config.store };
-    let message = header.message.ok_or_else(|| failed("a header without a message"))?;
-    let (group, message) = wire::install_snapshot(message, ends).map_err(|e| failed(e.to_string()))?;
     let (image, begins) = (header.image, header.offset);
     let call = CancellationToken::new();
     // However it ends, there is nothing left to be overtaken then.
     let _over = call.clone().drop_guard();
+    // Before the greeting, which ends an earlier call of this peer without a trace of what it has.
     let overtaken = image != 0 && overtake(shared, image, &call);
     let mut greeted =
-        Acceptor::greet(shared, hello, Lane::Snapshot).ok_or_else(|| failed("no longer a peer"))?;
+        welcome(shared, hello, &[Lane::Snapshot]).await.map_err(|(_, reason)| failed(reason))?;
+    // It ends in a Raft message.
+    shared.admit(from, greeted.claim).await.map_err(|unwelcome| failed(unwelcome.reason))?;
+    let message = header.message.ok_or_else(|| failed("a header without a message"))?;
+    let (group, message) = wire::install_snapshot(message, ends).map_err(|e| failed(e.to_string()))?;
     let mut parked = take_parked(shared, from, group, image);
     let patience = Instant::now() + OVERTAKE_PATIENCE;
     while overtaken && parked.is_none() && Instant::now() < patience {

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Instant;
 
 use pontoon_proto::peer::v1 as pb;
 use pontoon_raft_core::message::{Body, Entries, Message};
@@ -17,7 +18,8 @@ use crate::acceptor::{Acceptor, PeerService};
 use crate::api::{EntrySource, Inbound, ProposalReply, RelayedProposal};
 use crate::config::TransportConfig;
 use crate::dial::PROTOCOL_VERSION;
-use crate::error::{NotQueued, QueueFull};
+use crate::error::{NotQueued, QueueFull, Unwelcome};
+use crate::identity::{self, Claim};
 use crate::lane::{self, OutboundLane};
 use crate::log_limit::LogLimit;
 use crate::receive_budget::ReceiveBudget;
@@ -50,6 +52,10 @@ pub(crate) struct Shared {
     pub(crate) handle: Handle,
     /// Random for each process start.
     pub(crate) incarnation: u64,
+    /// The origin of the times in [`Acceptor`].
+    pub(crate) started: Instant,
+    /// A peer has refused this store for good.
+    fenced: AtomicBool,
     pub(crate) queue_limits: Arc<QueueLimits>,
     pub(crate) budget: Arc<ReceiveBudget>,
     pub(crate) election_timer: watch::Sender<u64>,
@@ -94,6 +100,46 @@ impl Shared {
             features: 0,
             incarnation: self.incarnation,
             advertise: self.config.advertise.clone(),
+            lineage: self.lineage(),
+        }
+    }
+
+    /// What this store says of its data directory.
+    pub(crate) fn lineage(&self) -> Option<pb::Lineage> {
+        self.config.identity.map(|identity| identity::to_wire(identity, self.entries.durable()))
+    }
+
+    /// See [`Inbound::meet`].
+    pub(crate) async fn meet(self: &Arc<Self>, from: StoreId, claim: Option<Claim>) -> Result<(), Unwelcome> {
+        self.ask(move |inbound| inbound.meet(from, claim)).await
+    }
+
+    /// See [`Inbound::admit`].
+    pub(crate) async fn admit(
+        self: &Arc<Self>,
+        from: StoreId,
+        claim: Option<Claim>,
+    ) -> Result<(), Unwelcome> {
+        self.ask(move |inbound| inbound.admit(from, claim)).await
+    }
+
+    /// Asks the host where it may wait for its disk.
+    async fn ask(
+        &self,
+        question: impl FnOnce(&dyn Inbound) -> Result<(), Unwelcome> + Send + 'static,
+    ) -> Result<(), Unwelcome> {
+        let inbound = Arc::clone(&self.inbound);
+        let answer = self.handle.spawn_blocking(move || question(&*inbound)).await;
+        answer
+            .unwrap_or_else(|_| Err(Unwelcome { final_: false, reason: "the store is stopping".to_owned() }))
+    }
+
+    /// `by` has refused this store for good: nothing more is sent or taken.
+    pub(crate) fn fence(&self, by: StoreId, reason: String) {
+        if !self.fenced.swap(true, Ordering::AcqRel) {
+            tracing::error!(%by, reason, "this store is refused for good: its links are shut down");
+            self.stop.cancel();
+            self.inbound.fenced(by, reason);
         }
     }
 
@@ -114,6 +160,8 @@ impl Transport {
         let limits = &config.limits;
         let shared = Shared {
             incarnation: RandomState::new().hash_one(config.store.0),
+            started: Instant::now(),
+            fenced: AtomicBool::new(false),
             queue_limits: Arc::new(QueueLimits {
                 messages: AtomicUsize::new(limits.queue_messages_max),
                 bytes: AtomicUsize::new(limits.queue_bytes_max),

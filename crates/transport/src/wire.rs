@@ -44,6 +44,8 @@ pub(crate) struct Ends {
 #[derive(Debug, Default)]
 pub(crate) struct Frame {
     pub(crate) ping: Option<u64>,
+    /// How far the sender's log is durable; 0: not said.
+    pub(crate) reached: u64,
     pub(crate) messages: Vec<(GroupId, Message)>,
     pub(crate) proposals: Vec<RelayedProposal>,
     pub(crate) replies: Vec<ProposalReply>,
@@ -206,6 +208,7 @@ pub(crate) fn check(frame: pb::LaneFrame, ends: Ends, bytes: usize) -> Result<Fr
     if frame.hello.is_some() {
         return Err(WireError::Malformed { reason: "a second hello".to_owned() });
     }
+    let reached = number("a durable batch", frame.reached)?;
     let keep = Keep { frame_bytes: bytes };
     // Collecting into a `Result` would not reserve. The lists exist, so their lengths are real.
     let mut messages = Vec::with_capacity(frame.messages.len());
@@ -216,6 +219,7 @@ pub(crate) fn check(frame: pb::LaneFrame, ends: Ends, bytes: usize) -> Result<Fr
     let replies = frame.proposal_replies.into_iter().map(reply_from_wire);
     Ok(Frame {
         ping: frame.ping,
+        reached,
         messages,
         proposals: proposals.collect::<Result<_, _>>()?,
         replies: replies.collect::<Result<_, _>>()?,

@@ -44,6 +44,12 @@ pub struct StoreRecord {
     /// Where clients reach it; empty until it has announced itself.
     #[prost(string, tag = "4")]
     pub client_address: String,
+    /// Of its data directory, which it keeps for ever ([`crate::lineage`]); 0 until it has announced itself.
+    #[prost(fixed64, tag = "5")]
+    pub lineage: u64,
+    /// The latest start that it has announced.
+    #[prost(uint64, tag = "6")]
+    pub start: u64,
 }
 
 /// A replica, as it is written down.
@@ -258,12 +264,32 @@ impl Registry {
         }
     }
 
-    fn announce(&mut self, store: StoreRecord) -> MetaReply {
-        if !self.stores.contains_key(&store.store) {
-            let error = format!("store {:016x} is not a member of this cluster", store.store);
+    /// A store tells of itself. Only the directory that it has begun with may speak for it, and no start before the
+    /// latest one: such an announcement is of an older copy, or was long on its way.
+    fn announce(&mut self, mut store: StoreRecord) -> MetaReply {
+        let id = store.store;
+        let Some(known) = self.stores.get(&id) else {
+            let error = format!("store {id:016x} is not a member of this cluster");
             return MetaReply { error, missing: true, ..MetaReply::default() };
+        };
+        if store.lineage == 0 {
+            // Of a version that knows no lineages. What is known stays.
+            (store.lineage, store.start) = (known.lineage, known.start);
+        } else if known.lineage != 0 && store.lineage != known.lineage {
+            let error = format!(
+                "store {id:016x} has the data directory of lineage {:016x}, and this is {:016x}: start the store with the \
+                 directory that it has run on",
+                known.lineage, store.lineage
+            );
+            return MetaReply { error, ..MetaReply::default() };
+        } else if store.start < known.start {
+            let error = format!(
+                "start {} of store {id:016x} is over: start {} has been announced",
+                store.start, known.start
+            );
+            return MetaReply { error, ..MetaReply::default() };
         }
-        self.stores.insert(store.store, store);
+        self.stores.insert(id, store);
         MetaReply::default()
     }
 
@@ -388,6 +414,32 @@ mod tests {
         for good in ["a", "tenant-17", "0a", &"x".repeat(63)] {
             assert!(check_group_name(good).is_ok(), "{good}");
         }
+    }
+
+    #[test]
+    fn a_store_keeps_its_directory_and_its_starts_never_fall() {
+        let mut registry = registry();
+        let mut announce = |lineage, start, client_address: &str| {
+            let (name, client_address) = ("n1".to_owned(), client_address.to_owned());
+            let store =
+                StoreRecord { store: 1, name, client_address, lineage, start, ..StoreRecord::default() };
+            let command = MetaCommand { change: Some(meta_command::Change::AnnounceStore(store)) };
+            let error = registry.apply(&command.to_bytes()).error;
+            let known = &registry.stores[&1];
+            (error, known.lineage, known.start, known.client_address.clone())
+        };
+        let done = |lineage, start, address: &str| (String::new(), lineage, start, address.to_owned());
+        assert_eq!(announce(0, 0, "a"), done(0, 0, "a"), "an older version");
+        assert_eq!(announce(5, 3, "b"), done(5, 3, "b"));
+        assert_eq!(announce(5, 3, "c"), done(5, 3, "c"), "the same process has moved");
+        assert_eq!(announce(5, 7, "d"), done(5, 7, "d"));
+        assert_eq!(announce(0, 0, "e"), done(5, 7, "e"), "an older version again");
+        let (error, lineage, start, address) = announce(6, 9, "f");
+        assert!(error.contains("lineage 0000000000000005"), "{error}");
+        assert_eq!((lineage, start, address.as_str()), (5, 7, "e"));
+        let (error, _, start, address) = announce(5, 6, "f");
+        assert!(error.contains("start 6") && error.contains("is over"), "{error}");
+        assert_eq!((start, address.as_str()), (7, "e"));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pontoon_node::meta::{GroupKind, META_GROUP};
 use pontoon_proto::v1 as api;
-use pontoon_raft_core::types::{ReplicaId, Role};
+use pontoon_raft_core::types::{ReplicaId, Role, StoreId};
 use pontoon_storage::Space;
 use pontoon_transport::{Direction, Lane};
 use tonic::Status;
@@ -25,18 +25,25 @@ impl AdminService {
             let voters = record.voters.iter().map(|v| v.store).collect();
             groups.push(self.group_summary(&record.name, record.group, api::GroupKind::Kv, voters));
         }
+        let mut refused = self.node.refused_stores();
         let mut stores: Vec<_> = registry
             .stores
             .values()
-            .map(|store| api::StoreSummary {
+            .map(|store| (store, refused.remove(&StoreId(store.store))))
+            .map(|(store, fenced)| api::StoreSummary {
                 store: store.store,
                 name: store.name.clone(),
                 address: store.peer_address.clone(),
                 client: store.client_address.clone(),
-                state: api::StoreState::Member.into(),
+                state: match fenced {
+                    Some(_) => api::StoreState::Fenced,
+                    None => api::StoreState::Member,
+                }
+                .into(),
                 leaders: groups.iter().filter(|g| g.leader == Some(store.store)).count() as u64,
                 replicas: groups.iter().filter(|g| g.replicas.contains(&store.store)).count() as u64,
                 alive: store.store == self.header.store.0 || connected(store.store),
+                fenced,
             })
             .collect();
         stores.sort_by(|a, b| a.name.cmp(&b.name));

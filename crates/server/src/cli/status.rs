@@ -35,6 +35,8 @@ pub(crate) struct StoreRow {
     leaders: u64,
     replicas: u64,
     alive: bool,
+    /// Why, if `state` is `fenced`.
+    fenced: Option<String>,
 }
 
 impl From<StoreSummary> for StoreRow {
@@ -44,6 +46,7 @@ impl From<StoreSummary> for StoreRow {
             StoreState::Member => "member",
             StoreState::Leaving => "leaving",
             StoreState::Left => "left",
+            StoreState::Fenced => "fenced",
             StoreState::Unspecified => "unknown",
         };
         Self {
@@ -55,6 +58,7 @@ impl From<StoreSummary> for StoreRow {
             leaders: store.leaders,
             replicas: store.replicas,
             alive: store.alive,
+            fenced: store.fenced,
         }
     }
 }
@@ -133,9 +137,9 @@ pub(crate) async fn run(args: StatusArgs, global: &Global) -> anyhow::Result<()>
     }
 }
 
-/// The stores as a table.
+/// The stores as a table, and below it why a process of one is not taken.
 pub(crate) fn store_table(stores: &[StoreRow]) -> String {
-    table(
+    let mut text = table(
         &["store", "name", "peers", "clients", "state", "alive", "leaders>", "replicas>"],
         stores.iter().map(|store| {
             [
@@ -149,7 +153,13 @@ pub(crate) fn store_table(stores: &[StoreRow]) -> String {
                 store.replicas.to_string(),
             ]
         }),
-    )
+    );
+    for store in stores {
+        if let Some(why) = &store.fenced {
+            text.push_str(&format!("\n\nstore {} is fenced: {why}", store.name));
+        }
+    }
+    text
 }
 
 fn cluster_table(status: &ClusterDocument) -> String {
@@ -193,6 +203,7 @@ mod tests {
                 leaders: 2,
                 replicas: 3,
                 alive: true,
+                fenced: None,
             }],
             groups: vec![GroupSummary {
                 group: "default".into(),
@@ -211,7 +222,7 @@ mod tests {
             "cluster": "000000000000000c",
             "stores": [{
                 "store": "0000000000000001", "name": "n1", "address": "h:1", "client": "h:2",
-                "state": "member", "leaders": 2, "replicas": 3, "alive": true
+                "state": "member", "leaders": 2, "replicas": 3, "alive": true, "fenced": null
             }],
             "groups": [{
                 "group": "default", "group_id": 1, "kind": "kv", "leader": "0000000000000001", "term": 3,

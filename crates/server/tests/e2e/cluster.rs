@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,47 @@ pub(crate) struct Cluster {
     directory: tempfile::TempDir,
 }
 
+/// A store on other ports than its cluster's.
+pub(crate) struct Elsewhere {
+    child: Child,
+    log: PathBuf,
+    out: PathBuf,
+}
+
+impl Elsewhere {
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits until it serves clients.
+    pub(crate) fn wait_ready(&mut self) {
+        let start = Instant::now();
+        while !std::fs::read_to_string(&self.out).is_ok_and(|out| out.starts_with("ready ")) {
+            assert!(start.elapsed() < PATIENCE, "not ready:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits for its end and returns its exit code.
+    pub(crate) fn wait_exit(&mut self) -> Option<i32> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("waits") {
+                return status.code();
+            }
+            assert!(start.elapsed() < PATIENCE, "it does not stop:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// Ports that were free a moment ago; all are held until all are known, so that they differ.
 fn free_ports(n: usize) -> Vec<u16> {
     let held: Vec<_> = (0..n).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
@@ -41,6 +82,13 @@ fn free_ports(n: usize) -> Vec<u16> {
 impl Cluster {
     /// Starts `n` stores and waits until each serves clients.
     pub(crate) fn start(n: usize, extra: &[&str]) -> Self {
+        let mut cluster = Self::new(n, extra);
+        cluster.restart_all();
+        cluster
+    }
+
+    /// Chooses ports and directories.
+    pub(crate) fn new(n: usize, extra: &[&str]) -> Self {
         let ports = free_ports(2 * n);
         let directory = tempfile::tempdir().expect("a directory");
         let stores: Vec<_> = (0..n)
@@ -54,22 +102,11 @@ impl Cluster {
             .collect();
         let initial_cluster =
             stores.iter().map(|s| format!("{}=127.0.0.1:{}", s.name, s.peer)).collect::<Vec<_>>().join(",");
-        let mut cluster = Self {
-            stores,
-            initial_cluster,
-            extra: extra.iter().map(|s| (*s).to_owned()).collect(),
-            directory,
-        };
-        for i in 0..n {
-            cluster.spawn(i);
-        }
-        for i in 0..n {
-            cluster.wait_ready(i);
-        }
-        cluster
+        Self { stores, initial_cluster, extra: extra.iter().map(|s| (*s).to_owned()).collect(), directory }
     }
 
-    fn spawn(&mut self, i: usize) {
+    /// Starts a store and does not wait for it.
+    pub(crate) fn spawn(&mut self, i: usize) {
         let store = &mut self.stores[i];
         assert!(store.child.is_none(), "{} runs already", store.name);
         let log = File::options()
@@ -95,7 +132,7 @@ impl Cluster {
     }
 
     /// Reads the one line that says that the store serves clients.
-    fn wait_ready(&mut self, i: usize) {
+    pub(crate) fn wait_ready(&mut self, i: usize) {
         let store = &mut self.stores[i];
         let stdout = store.child.as_mut().expect("runs").stdout.take().expect("piped");
         let (line_tx, line_rx) = std::sync::mpsc::channel();
@@ -137,8 +174,37 @@ impl Cluster {
     }
 
     /// The store's data directory.
-    pub(crate) fn data_dir(&self, i: usize) -> PathBuf {
-        self.stores[i].directory.clone()
+    pub(crate) fn data_dir(&self, i: usize) -> &Path {
+        &self.stores[i].directory
+    }
+
+    /// A place beside the data directories.
+    pub(crate) fn beside(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Whether the process runs.
+    pub(crate) fn runs(&mut self, i: usize) -> bool {
+        self.stores[i].child.as_mut().is_some_and(|c| c.try_wait().expect("waits").is_none())
+    }
+
+    /// Starts a store on this directory at other ports.
+    pub(crate) fn spawn_elsewhere(&self, directory: &Path) -> Elsewhere {
+        let ports = free_ports(2);
+        let log = directory.with_extension("log");
+        let child = Command::new(env!("CARGO_BIN_EXE_pontoon"))
+            .arg("serve")
+            .arg("--data-dir")
+            .arg(directory)
+            .args(["--listen-client", &format!("127.0.0.1:{}", ports[0])])
+            .args(["--listen-peer", &format!("127.0.0.1:{}", ports[1])])
+            .args(&self.extra)
+            .stdin(Stdio::null())
+            .stdout(File::create(directory.with_extension("out")).expect("a file"))
+            .stderr(File::create(&log).expect("a log file"))
+            .spawn()
+            .expect("starts");
+        Elsewhere { child, log, out: directory.with_extension("out") }
     }
 
     pub(crate) fn pid(&self, i: usize) -> u32 {
@@ -160,10 +226,12 @@ impl Cluster {
 
     /// Waits for the end of a store that was told to stop, and returns its exit code.
     pub(crate) fn wait_exit(&mut self, i: usize) -> Option<i32> {
-        let mut child = self.stores[i].child.take().expect("runs");
         let start = Instant::now();
         loop {
+            // Left in its place, so that it does not outlive a test that gives up.
+            let child = self.stores[i].child.as_mut().expect("runs");
             if let Some(status) = child.try_wait().expect("waits") {
+                self.stores[i].child = None;
                 return status.code();
             }
             assert!(

@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 use crate::cluster::Cluster;
 
 /// Writers with unique values through the given stores; what is acknowledged is written down.
-struct Load {
+pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<Mutex<BTreeMap<String, i64>>>,
     count: Arc<AtomicU64>,
@@ -19,7 +19,7 @@ struct Load {
 }
 
 impl Load {
-    async fn start(cluster: &Cluster, writers: usize) -> Self {
+    pub(crate) async fn start(cluster: &Cluster, writers: usize) -> Self {
         let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(BTreeMap::new())));
         let count = Arc::new(AtomicU64::new(0));
         let mut tasks = Vec::new();
@@ -64,7 +64,7 @@ impl Load {
     }
 
     /// Waits until `n` more writes are acknowledged.
-    async fn progress(&self, n: u64) {
+    pub(crate) async fn progress(&self, n: u64) {
         let goal = self.count.load(Ordering::Relaxed) + n;
         let waited = tokio::time::timeout(crate::cluster::PATIENCE, async {
             while self.count.load(Ordering::Relaxed) < goal {
@@ -74,7 +74,7 @@ impl Load {
         waited.await.expect("writes flow");
     }
 
-    async fn end(self) -> BTreeMap<String, i64> {
+    pub(crate) async fn end(self) -> BTreeMap<String, i64> {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks {
             task.await.expect("a writer");

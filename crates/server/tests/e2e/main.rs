@@ -3,6 +3,7 @@
 mod cluster;
 mod crash;
 mod etcdctl;
+mod fence;
 mod full_disk;
 mod keyspaces;
 mod leases;

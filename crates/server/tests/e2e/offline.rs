@@ -45,7 +45,7 @@ async fn a_stopped_cluster_is_inspected_and_checked() {
     }
     cluster.put(0, "last", "value").await;
 
-    let running = pontoon(&["inspect", text(&cluster.data_dir(0))]);
+    let running = pontoon(&["inspect", text(cluster.data_dir(0))]);
     assert_eq!(running.status.code(), Some(2));
     let told = error(&running);
     assert!(told.contains("in use by another process") && told.contains("stop the other one"), "{told}");

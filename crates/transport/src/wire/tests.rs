@@ -170,6 +170,7 @@ fn encode((messages, proposals, replies, ping): Parts) -> Vec<u8> {
         message_to_wire(group, message, entries)
     });
     pb::LaneFrame {
+        reached: 77,
         hello: None,
         ping,
         messages: messages.collect(),

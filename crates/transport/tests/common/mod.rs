@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -15,8 +15,9 @@ use pontoon_raft_core::types::{
     Configuration, Entry, EntryId, GroupId, LogIndex, Payload, ReplicaId, SnapshotMeta, StoreId, Term,
 };
 use pontoon_transport::{
-    EntrySource, Inbound, LinkStatus, ProposalReply, ReceivePermit, Refused, RelayedProposal, SnapshotReader,
-    SnapshotSink, Transport, TransportConfig, incoming, server_builder,
+    Claim, EntrySource, Identity, Inbound, LinkStatus, ProposalReply, ReceivePermit, Refused,
+    RelayedProposal, SnapshotReader, SnapshotSink, Transport, TransportConfig, Unwelcome, incoming,
+    server_builder,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -41,6 +42,12 @@ pub struct Log {
     pub snapshots_sent: Vec<(StoreId, GroupId, bool)>,
     pub images: Vec<Vec<u8>>,
     pub sinks_dropped: usize,
+    pub claims: Vec<(StoreId, Option<Claim>)>,
+    /// Who was to be admitted, and how many messages had been received then.
+    pub admitted: Vec<(StoreId, Option<Claim>, usize)>,
+    /// How far peers' logs are, and how many messages had been received when that was told.
+    pub reached: Vec<(StoreId, u64, usize)>,
+    pub fenced: Vec<(StoreId, String)>,
 }
 
 /// A host that writes everything down.
@@ -54,6 +61,12 @@ pub struct Host {
     pub count_only: AtomicBool,
     pub counted: AtomicUsize,
     pub refuse_snapshots: AtomicBool,
+    /// Whom to refuse, and how.
+    pub unwelcome: Mutex<HashMap<StoreId, Unwelcome>>,
+    /// Whom to refuse when it begins to act.
+    pub not_admitted: Mutex<HashMap<StoreId, Unwelcome>>,
+    /// How far the log is.
+    pub durable: AtomicU64,
     entries: Mutex<HashMap<GroupId, Vec<Entry>>>,
 }
 
@@ -116,6 +129,10 @@ impl EntrySource for Host {
             found.push(entry.clone());
         }
         Some(found)
+    }
+
+    fn durable(&self) -> u64 {
+        self.durable.load(Ordering::Relaxed)
     }
 }
 
@@ -194,6 +211,20 @@ impl Inbound for HostInbound {
     fn snapshot_sent(&self, to: StoreId, group: GroupId, _: ReplicaId, ok: bool) {
         self.0.note(|log| log.snapshots_sent.push((to, group, ok)));
     }
+    fn meet(&self, from: StoreId, claim: Option<Claim>) -> Result<(), Unwelcome> {
+        self.0.note(|log| log.claims.push((from, claim)));
+        self.0.unwelcome.lock().unwrap().get(&from).cloned().map_or(Ok(()), Err)
+    }
+    fn admit(&self, from: StoreId, claim: Option<Claim>) -> Result<(), Unwelcome> {
+        self.0.note(|log| log.admitted.push((from, claim, log.received.len())));
+        self.0.not_admitted.lock().unwrap().get(&from).cloned().map_or(Ok(()), Err)
+    }
+    fn reached(&self, from: StoreId, batch: u64) {
+        self.0.note(|log| log.reached.push((from, batch, log.received.len())));
+    }
+    fn fenced(&self, by: StoreId, reason: String) {
+        self.0.note(|log| log.fenced.push((by, reason)));
+    }
 }
 
 /// A transport, its listener and a runtime of their own, so that all of it can die at once.
@@ -216,6 +247,13 @@ pub fn config(id: u64) -> TransportConfig {
 impl Store {
     pub fn start(id: u64) -> Self {
         Self::with(config(id), "127.0.0.1:0".parse().unwrap())
+    }
+
+    /// One that says which data directory it runs on.
+    pub fn identified(id: u64) -> Self {
+        let identity = Identity { lineage: 0x1000 + id, start: 3, opened_at: 17 };
+        let config = TransportConfig { identity: Some(identity), ..config(id) };
+        Self::with(config, "127.0.0.1:0".parse().unwrap())
     }
 
     pub fn with(config: TransportConfig, address: SocketAddr) -> Self {
@@ -286,7 +324,11 @@ impl Drop for Store {
 
 /// Two stores that know each other, with their links up.
 pub fn pair() -> (Store, Store) {
-    let (a, b) = (Store::start(0xa), Store::start(0xb));
+    linked(Store::start(0xa), Store::start(0xb))
+}
+
+/// Makes two stores known to each other and waits for their links.
+pub fn linked(a: Store, b: Store) -> (Store, Store) {
     a.knows(&b);
     b.knows(&a);
     a.wait_up(b.id);
