@@ -16,6 +16,7 @@
 //! # The rule
 //! A process of a store that is known is taken if its lineage is the known one, and
 //! - its start is later than the known one, and it opened at or after the known reach: a restart; or
+//! - its start is later than the known one, and it says that it is in doubt; or
 //! - its start and incarnation are the known ones: the same process again.
 //!
 //! Everything else is refused for good, in both directions, and the refused one stops and notes in its directory that
@@ -48,9 +49,11 @@
 //! until the connection to it is lost: if everybody who heard it is killed in the same moment as it, a copy made during
 //! that last start is taken for a restart.
 //!
-//! A disk that damages the last record that it had confirmed makes a shorter log, too. Whoever heard that batch refuses
-//! the store; if nobody did, nobody counted it, and what is left is the log store's own doubt
-//! (`RecoveryReport::doubt`).
+//! # Doubt
+//! A disk that damages the last record that it had confirmed makes a shorter log, too, and the log store cannot tell that
+//! from a record that was torn while it was written (`RecoveryReport::doubt`). Such a store is taken, and its reach is
+//! counted anew from what it has: its replicas say that they are in doubt, and neither elect nor count before a leader has
+//! brought back all that they may have forgotten, however much that is (`pontoon_raft_core`'s `doubt.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -166,7 +169,7 @@ fn judge(known: Option<Known>, claim: Option<Claim>) -> Result<Option<Known>, Mi
         (Some(_), None) => return Err(Misfit::Silent),
         (known, Some(claim)) => (known, claim),
     };
-    let Identity { lineage, start, opened_at } = claim.identity;
+    let Identity { lineage, start, opened_at, in_doubt } = claim.identity;
     let mut next =
         Known { lineage, start, incarnation: claim.incarnation, reached: claim.reached.max(opened_at) };
     let Some(known) = known else { return Ok(Some(next)) };
@@ -179,6 +182,10 @@ fn judge(known: Option<Known>, claim: Option<Claim>) -> Result<Option<Known>, Mi
     let is_seen = start == known.start && known.incarnation != 0;
     if is_seen && claim.incarnation != known.incarnation {
         return Err(Misfit::SameStart { start });
+    }
+    if !is_seen && in_doubt {
+        // It says itself that it may have forgotten, and its replicas count for nothing until they have everything again.
+        return Ok(Some(next));
     }
     if !is_seen && opened_at < known.reached {
         return Err(Misfit::Shorter { found: opened_at, known: known.reached });
@@ -256,9 +263,11 @@ impl Lineages {
         if let Some(reason) = own.fenced {
             return Err(LineageError::Fenced { reason });
         }
-        own.start = own.start.saturating_add(1);
+        let in_doubt = log.in_doubt();
+        // The record that may be missing may be the note of the latest start.
+        own.start = own.start.saturating_add(if in_doubt { 2 } else { 1 });
         write_own(log, &own)?;
-        let identity = Identity { lineage: own.lineage, start: own.start, opened_at };
+        let identity = Identity { lineage: own.lineage, start: own.start, opened_at, in_doubt };
         Ok(Self {
             log: log.clone(),
             identity,
@@ -357,10 +366,12 @@ impl Lineages {
         });
     }
 
-    /// Never forgets a reach that came while the note was written.
+    /// Never forgets a reach that came while the note was written, unless the store starts again from less, in doubt.
     fn keep(&self, store: StoreId, mut next: Known) {
         let mut peers = self.peers();
-        if let Some(present) = peers.known.get(&store) {
+        if let Some(present) = peers.known.get(&store)
+            && (present.start == next.start || next.reached >= present.reached)
+        {
             next.reached = next.reached.max(present.reached);
         }
         peers.known.insert(store, next);

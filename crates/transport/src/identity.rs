@@ -18,6 +18,9 @@ pub struct Identity {
     pub start: u64,
     /// The last batch of the log that this process found on its disk.
     pub opened_at: u64,
+    /// The log's last record was not whole, so what was said to be durable may be missing: the store's replicas say so
+    /// themselves and count for nothing until that is settled.
+    pub in_doubt: bool,
 }
 
 /// What a process says of its data directory.
@@ -34,12 +37,13 @@ pub struct Claim {
 impl Claim {
     pub(crate) fn from_wire(lineage: Option<pb::Lineage>, incarnation: u64) -> Option<Self> {
         let said = lineage.filter(|l| l.lineage != 0)?;
-        let identity = Identity { lineage: said.lineage, start: said.start, opened_at: said.opened_at };
+        let pb::Lineage { lineage, start, opened_at, in_doubt, .. } = said;
+        let identity = Identity { lineage, start, opened_at, in_doubt };
         Some(Self { identity, incarnation, reached: said.reached })
     }
 }
 
 pub(crate) fn to_wire(identity: Identity, reached: u64) -> pb::Lineage {
-    let Identity { lineage, start, opened_at } = identity;
-    pb::Lineage { lineage, start, opened_at, reached }
+    let Identity { lineage, start, opened_at, in_doubt } = identity;
+    pb::Lineage { lineage, start, opened_at, reached, in_doubt }
 }

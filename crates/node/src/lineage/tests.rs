@@ -17,7 +17,7 @@ fn begin(disk: &MemoryDisk) -> Arc<Lineages> {
 }
 
 fn claim(lineage: u64, start: u64, incarnation: u64, opened_at: u64, reached: u64) -> Option<Claim> {
-    Some(Claim { identity: Identity { lineage, start, opened_at }, incarnation, reached })
+    Some(Claim { identity: Identity { lineage, start, opened_at, in_doubt: false }, incarnation, reached })
 }
 
 fn refusal(lineages: &Lineages, claim: Option<Claim>) -> (bool, String) {
@@ -37,6 +37,30 @@ fn restarts_are_always_taken() {
     assert_eq!(peer.admit(X, claim(5, 2, 0xb, 20, 21)), Ok(()));
     // Starts that nobody heard of.
     assert_eq!(peer.admit(X, claim(5, 9, 0xc, 30, 31)), Ok(()));
+}
+
+/// A damaged last record takes what was confirmed with it. Its store says so, and is not shut out.
+#[test]
+fn a_store_in_doubt_is_taken_with_less_and_its_reach_counts_anew() {
+    let in_doubt = |start, incarnation, opened_at, reached| {
+        let identity = Identity { lineage: 5, start, opened_at, in_doubt: true };
+        Some(Claim { identity, incarnation, reached })
+    };
+    let disk = MemoryDisk::new();
+    let peer = begin(&disk);
+    assert_eq!(peer.admit(X, claim(5, 1, 0xa, 0, 3)), Ok(()));
+    peer.reached(X, 20);
+    assert!(refusal(&peer, claim(5, 2, 0xb, 19, 19)).0, "less, and it does not say so");
+    assert!(refusal(&peer, in_doubt(1, 0xb, 19, 19)).0, "a doubt does not make an older start right");
+    assert_eq!(peer.admit(X, in_doubt(3, 0xb, 19, 20)), Ok(()));
+    // Another lane of the same process, and the next start once the doubt is settled.
+    peer.reached(X, 22);
+    assert_eq!(peer.admit(X, in_doubt(3, 0xb, 19, 20)), Ok(()));
+    assert!(refusal(&peer, claim(5, 4, 0xc, 21, 21)).0);
+    assert_eq!(peer.admit(X, claim(5, 4, 0xc, 22, 22)), Ok(()));
+    // In doubt again, from less than was known before the first time.
+    assert_eq!(peer.admit(X, in_doubt(6, 0xd, 15, 15)), Ok(()));
+    assert_eq!(peer.admit(X, claim(5, 7, 0xe, 16, 16)), Ok(()));
 }
 
 /// What was told to a peer, whatever it was, is not undone by a power cut at any moment after.

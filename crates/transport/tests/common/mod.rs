@@ -251,7 +251,7 @@ impl Store {
 
     /// One that says which data directory it runs on.
     pub fn identified(id: u64) -> Self {
-        let identity = Identity { lineage: 0x1000 + id, start: 3, opened_at: 17 };
+        let identity = Identity { lineage: 0x1000 + id, start: 3, opened_at: 17, in_doubt: false };
         let config = TransportConfig { identity: Some(identity), ..config(id) };
         Self::with(config, "127.0.0.1:0".parse().unwrap())
     }
