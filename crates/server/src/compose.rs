@@ -1,7 +1,9 @@
 //! A checked `Config` becomes a running store: every part is started here, in order, and stopped here.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -47,7 +49,7 @@ pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
         let config = config.clone();
         tokio::task::spawn_blocking(move || Opened::open(&config)).await??
     };
-    let Opened { log, engine, mut registry, machine, header, mut own } = opened;
+    let Opened { log, engine, registry, machine, header, mut own } = opened;
     let timer_ms = u64::try_from(config.election_timeout.as_millis()).unwrap_or(u64::MAX);
     let mut node_config = NodeConfig::new(header.store);
     node_config.election_timer_ms = timer_ms;
@@ -99,53 +101,47 @@ pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
         .filter(|s| s.store != own.store)
         .map(|s| (StoreId(s.store), s.name.clone()))
         .collect();
-    // Nothing votes or acknowledges before: see `pontoon_node::lineage`.
-    let end = tokio::select! {
-        introduced = node.introduce(&others) => {
-            introduced?;
-            None
-        }
-        fenced = node.fenced() => Some(End::Fenced(fenced)),
-        () = stop.cancelled() => Some(End::Told),
-    };
-    if let Some(end) = end {
-        stop.cancel();
-        node.shutdown().await;
-        peer_server.abort();
-        drop(reconciler);
-        tokio::task::spawn_blocking(move || drop((machine, engine))).await?;
-        return end.outcome(&config, &header);
-    }
-    open_meta(&node, &registry, machine).await?;
-    reconciler.open_groups(&known).await;
-    tasks.spawn(reconciler.run(stop.clone()));
-
     let consensus = NodeConsensus::new(node.clone(), registry.clone(), &header, config.election_timeout);
     let leases = pontoon_kv::expire_leases(engine.clone(), Arc::new(consensus.clone()));
     tasks.spawn(stop.clone().run_until_cancelled_owned(leases));
     let admin =
         AdminService::new(node.clone(), registry.clone(), Arc::clone(&directory), header.clone(), &config);
+    let takes_part = Arc::new(AtomicBool::new(false));
     let server = ClientServer {
         node: node.clone(),
         consensus,
         directory: Arc::clone(&directory),
         admin,
-        forward: ForwardLayer::new(node.clone(), directory, registry.clone()),
+        forward: ForwardLayer::new(node.clone(), directory, registry.clone(), Arc::clone(&takes_part)),
         admission: ClientServer::admission(),
     };
     for (listener, bound) in listeners.clients {
         tasks.spawn(server.clone().run(listener, bound, stop.clone()));
     }
-    tokio::select! {
-        () = announced(&mut registry, own) => announce_ready(&header, &config),
-        _ = node.fenced() => {}
-        () = stop.cancelled() => {}
-    }
-
+    let mut announcement = registry.clone();
+    let ready = async {
+        announced(&mut announcement, own).await;
+        announce_ready(&header, &config);
+        anyhow::Ok(())
+    };
+    let take_part = async {
+        // Nothing votes or acknowledges before: see `pontoon_node::lineage`.
+        node.introduce(&others).await?;
+        open_meta(&node, &registry, machine).await?;
+        reconciler.open_groups(&known).await;
+        takes_part.store(true, Ordering::Release);
+        tasks.spawn(reconciler.run(stop.clone()));
+        Ok(())
+    };
+    let run = async {
+        tokio::try_join!(ready, take_part)?;
+        std::future::pending::<anyhow::Result<Infallible>>().await
+    };
     let end = tokio::select! {
         biased;
         fenced = node.fenced() => End::Fenced(fenced),
         () = stop.cancelled() => End::Told,
+        Err(failed) = run => return Err(failed),
     };
     match end {
         End::Told => shutdown::hand_over(&node).await,

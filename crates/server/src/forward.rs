@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -39,6 +40,8 @@ struct Shared {
     node: Node,
     directory: Arc<KeyspaceDirectory>,
     registry: watch::Receiver<Arc<Registry>>,
+    /// This store has met the others and opened its groups.
+    takes_part: Arc<AtomicBool>,
     /// One channel per address; it connects when it is used, and again when it has to.
     channels: Mutex<HashMap<String, Channel>>,
 }
@@ -48,8 +51,9 @@ impl ForwardLayer {
         node: Node,
         directory: Arc<KeyspaceDirectory>,
         registry: watch::Receiver<Arc<Registry>>,
+        takes_part: Arc<AtomicBool>,
     ) -> Self {
-        Self(Arc::new(Shared { node, directory, registry, channels: Mutex::default() }))
+        Self(Arc::new(Shared { node, directory, registry, takes_part, channels: Mutex::default() }))
     }
 }
 
@@ -75,6 +79,13 @@ impl Shared {
             return None;
         }
         let for_the_leader = FOR_THE_LEADER.contains(&path);
+        if !self.takes_part.load(Ordering::Acquire) {
+            // Of a new store nobody may want anything yet: which keyspaces there are it has to hear from the others.
+            return Some(Err(outcome::mark(
+                Status::unavailable("etcdserver: no leader"),
+                outcome::NOT_EXECUTED,
+            )));
+        }
         // A name that cannot be read is refused by the service itself.
         let (name, stores) = with_name(request.headers(), request.extensions(), |name| {
             let leader = || self.leader_elsewhere(name).filter(|_| for_the_leader);

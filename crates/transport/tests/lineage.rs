@@ -25,7 +25,7 @@ fn hello(incarnation: u64, lane: pb::LaneKind) -> pb::Hello {
         name: "by hand".to_owned(),
         lane: lane.into(),
         incarnation,
-        lineage: Some(pb::Lineage { lineage: 0x100a, start: 4, opened_at: 20, reached: 21 }),
+        lineage: Some(pb::Lineage { lineage: 0x100a, start: 4, opened_at: 20, reached: 21, in_doubt: false }),
         ..pb::Hello::default()
     }
 }

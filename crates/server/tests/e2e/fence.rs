@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use pontoon_proto::etcdserverpb::PutRequest;
+
 use crate::cluster::Cluster;
 use crate::crash::Load;
 
@@ -212,12 +214,17 @@ async fn a_new_cluster_serves_when_all_have_met_and_a_majority_is_enough_from_th
             cluster.log(i)
         );
     }
+    // It listens, and says what clients of etcd understand.
+    cluster.wait_ready(0);
+    let early = PutRequest { key: "w/early".into(), ..PutRequest::default() };
+    let early = cluster.kv(0).await.put(early).await.expect_err("nobody leads");
+    assert_eq!((early.code(), early.message()), (tonic::Code::Unavailable, "etcdserver: no leader"));
     // SIGTERM is obeyed meanwhile.
     cluster.signal(1, "TERM");
     assert_eq!(cluster.wait_exit(1), Some(0));
     cluster.spawn(1);
     cluster.spawn(2);
-    for i in 0..3 {
+    for i in [1, 2] {
         cluster.wait_ready(i);
     }
     cluster.put(0, "w/x", "1").await;

@@ -57,7 +57,7 @@ async fn a_stopped_cluster_is_inspected_and_checked() {
     }
 
     let dirs: Vec<_> = (0..3).map(|i| cluster.data_dir(i)).collect();
-    let inspected = pontoon(&["inspect", text(&dirs[1]), "--output", "json"]);
+    let inspected = pontoon(&["inspect", text(dirs[1]), "--output", "json"]);
     assert_eq!(inspected.status.code(), Some(0), "{}", String::from_utf8_lossy(&inspected.stderr));
     let document_of_2 = document(&inspected);
     assert_eq!(document_of_2["name"], "n2");
@@ -70,7 +70,7 @@ async fn a_stopped_cluster_is_inspected_and_checked() {
     let default = of("default");
     assert_eq!((&default["group_id"], &default["kind"]), (&1.into(), &"kv".into()));
     assert!(default["log_last"].as_u64() >= Some(64) && default["commit"].as_u64() >= Some(60), "{default}");
-    let people = pontoon(&["inspect", text(&dirs[1])]);
+    let people = pontoon(&["inspect", text(dirs[1])]);
     let people = String::from_utf8(people.stdout).expect("UTF-8");
     assert!(people.contains("state       member") && people.contains("default"), "{people}");
 
@@ -86,13 +86,13 @@ async fn a_stopped_cluster_is_inspected_and_checked() {
         led += history.iter().filter(|recorded| matches!(recorded.event, Event::Leads(_))).count();
     }
     assert!(led >= 4, "only {led} leaderships are noted");
-    let twice = pontoon(&["check-cluster", text(&dirs[0]), text(&dirs[0])]);
+    let twice = pontoon(&["check-cluster", text(dirs[0]), text(dirs[0])]);
     assert_eq!(twice.status.code(), Some(2));
     assert!(error(&twice).contains("each store is compared once"));
 
     // Store 3 says that it led a term that another store led.
-    let term = led_term(&dirs[0], &dirs[1]);
-    says_that_it_leads(&dirs[2], term);
+    let term = led_term(dirs[0], dirs[1]);
+    says_that_it_leads(dirs[2], term);
     let violated = pontoon(&[&all[..], &["--output", "json"]].concat());
     assert_eq!(violated.status.code(), Some(1));
     assert!(error(&violated).contains("violations of Raft's guarantees"));
