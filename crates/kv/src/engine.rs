@@ -21,6 +21,7 @@ use pontoon_node::state_machine::MachineError;
 use pontoon_raft_core::types::GroupId;
 
 use crate::background::{Background, Job};
+use crate::creation::Creation;
 use crate::error::StoreError;
 use crate::heads::Heads;
 use crate::mvcc::apply::KeyspaceMachine;
@@ -75,6 +76,7 @@ pub(crate) struct Tables {
 
 impl Tables {
     fn open(dir: &Path, options: &EngineOptions) -> Result<Self, StoreError> {
+        let creation = Creation::begin(dir).map_err(fjall::Error::Io)?;
         let db = Database::builder(dir)
             .cache_size(options.cache_bytes)
             .worker_threads(1)
@@ -97,7 +99,7 @@ impl Tables {
                     ]))
             })
         };
-        Ok(Self {
+        let tables = Self {
             meta: table("meta", 8, false)?,
             current: table("current", 20, false)?,
             // Every revision that is looked up is there.
@@ -108,7 +110,9 @@ impl Tables {
             heads: Arc::default(),
             writeback: Arc::new(Writeback::start(dir.to_owned())),
             db,
-        })
+        };
+        creation.map_or(Ok(()), Creation::done).map_err(fjall::Error::Io)?;
+        Ok(tables)
     }
 
     pub(crate) fn persist(&self) -> Result<(), StoreError> {

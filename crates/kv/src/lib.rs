@@ -52,6 +52,7 @@ mod background;
 mod check;
 mod command;
 pub mod consensus;
+mod creation;
 mod engine;
 mod error;
 mod expiry;

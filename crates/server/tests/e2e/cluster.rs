@@ -36,21 +36,11 @@ pub(crate) struct Cluster {
 pub(crate) struct Elsewhere {
     child: Child,
     log: PathBuf,
-    out: PathBuf,
 }
 
 impl Elsewhere {
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    /// Waits until it serves clients.
-    pub(crate) fn wait_ready(&mut self) {
-        let start = Instant::now();
-        while !std::fs::read_to_string(&self.out).is_ok_and(|out| out.starts_with("ready ")) {
-            assert!(start.elapsed() < PATIENCE, "not ready:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(20));
-        }
     }
 
     /// Waits for its end and returns its exit code.
@@ -204,7 +194,7 @@ impl Cluster {
             .stderr(File::create(&log).expect("a log file"))
             .spawn()
             .expect("starts");
-        Elsewhere { child, log, out: directory.with_extension("out") }
+        Elsewhere { child, log }
     }
 
     pub(crate) fn pid(&self, i: usize) -> u32 {

@@ -46,16 +46,32 @@ async fn all_there(cluster: &Cluster, stores: &[usize], acknowledged: &BTreeMap<
     }
 }
 
-fn state_of(cluster: &Cluster, asked: usize, store: usize) -> (String, String) {
+fn status(cluster: &Cluster, asked: usize) -> serde_json::Value {
     let output = Command::new(env!("CARGO_BIN_EXE_pontoon"))
-        .args(["store", "list", "--output", "json", "--endpoints", &cluster.endpoint(asked)])
+        .args(["status", "--output", "json", "--endpoints", &cluster.endpoint(asked)])
         .output()
         .expect("runs");
-    let document: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+fn row(cluster: &Cluster, status: &serde_json::Value, store: usize) -> serde_json::Value {
     let name = cluster.stores[store].name.as_str();
-    let stores = document["stores"].as_array().expect("a list");
-    let row = stores.iter().find(|row| row["name"] == name).expect("the store");
+    let stores = status["stores"].as_array().expect("a list");
+    stores.iter().find(|row| row["name"] == name).expect("the store").clone()
+}
+
+fn state_of(cluster: &Cluster, asked: usize, store: usize) -> (String, String) {
+    let row = row(cluster, &status(cluster, asked), store);
     (row["state"].as_str().expect("text").to_owned(), row["fenced"].as_str().unwrap_or_default().to_owned())
+}
+
+/// How many connections of processes of `store` the asked one has taken.
+fn taken(cluster: &Cluster, asked: usize, store: usize) -> u64 {
+    let status = status(cluster, asked);
+    let id = row(cluster, &status, store)["store"].clone();
+    let connections = status["connections"].as_array().expect("a list");
+    let inbound = connections.iter().filter(|c| c["store"] == id && c["direction"] == "in");
+    inbound.map(|c| c["successes"].as_u64().expect("a number")).sum()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -185,9 +201,14 @@ async fn an_original_that_wakes_up_behind_its_clone_stops() {
     cluster.signal(original, "STOP");
     let clone = cluster.beside("clone");
     copy(cluster.data_dir(original), &clone);
+    let before: Vec<_> = others.iter().map(|i| taken(&cluster, *i, original)).collect();
     // It has all that was ever said, and nobody hears of the other one.
-    let mut second = cluster.spawn_elsewhere(&clone);
-    second.wait_ready();
+    let second = cluster.spawn_elsewhere(&clone);
+    for (i, before) in others.iter().zip(before) {
+        while taken(&cluster, *i, original) == before {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
     cluster.put(others[0], "w/between", "2").await;
     cluster.signal(original, "CONT");
     refused(&mut cluster, original, "must not run as store");
