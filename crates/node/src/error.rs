@@ -99,6 +99,14 @@ pub enum OpenGroupError {
         /// This store.
         store: StoreId,
     },
+    /// This replica, or a later one, was destroyed here: a number is never used again.
+    #[error("group {group}: its replica {replica} was destroyed on this store and does not come back")]
+    Destroyed {
+        /// The group.
+        group: GroupId,
+        /// The replica.
+        replica: pontoon_raft_core::types::ReplicaId,
+    },
     /// There is state but no log for it.
     #[error(
         "group {group} has state up to entry {applied} but no log: the log directory was lost or replaced; \

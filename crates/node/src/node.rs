@@ -291,6 +291,10 @@ impl Node {
             .iter()
             .find(|r| r.store == self.store())
             .ok_or(OpenGroupError::NotAMember { group, store: self.store() })?;
+        // The log store would take this for a mistake of ours that endangers everything, and fail.
+        if self.inner.log.tombstone(group).is_some_and(|destroyed| replica.number <= destroyed.number) {
+            return Err(OpenGroupError::Destroyed { group, replica });
+        }
         if machine.applied() > LogIndex::ZERO {
             // State without a log: the log's directory was lost or replaced. Starting here could vote twice.
             return Err(OpenGroupError::LogLost { group, applied: machine.applied() });

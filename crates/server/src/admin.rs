@@ -24,6 +24,8 @@ mod status;
 
 /// How long a change of leadership or a new keyspace is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a list waits for the newest registry: as long as an election takes, and less than a client's patience.
+const CATCH_UP_MAX: Duration = Duration::from_secs(3);
 /// Marks a call that another store passed on, so that two stores which disagree cannot pass it back and forth.
 const FORWARDED: &str = "pontoon-forwarded";
 /// The meta group's name in the admin API.
@@ -119,6 +121,12 @@ impl AdminService {
     }
 
     /// Waits until a group has a leader that confirms a read here, or has a leader at all if it is not placed here.
+    /// Waits until the registry here has all that it had anywhere when this was called; for a while, since what is known
+    /// is worth more than nothing where there is no quorum.
+    async fn catch_up(&self) {
+        let _ = tokio::time::timeout(CATCH_UP_MAX, self.node.read_barrier(META_GROUP)).await;
+    }
+
     async fn wait_until_it_serves(&self, group: GroupId) -> Result<(), Status> {
         let serves = async {
             loop {
@@ -254,6 +262,7 @@ impl Admin for AdminService {
         &self,
         _: Request<api::ListKeyspacesRequest>,
     ) -> Result<Response<api::ListKeyspacesResponse>, Status> {
+        self.catch_up().await;
         let registry = self.registry();
         let keyspaces = registry
             .names
@@ -270,6 +279,7 @@ impl Admin for AdminService {
         request: Request<api::DescribeKeyspaceRequest>,
     ) -> Result<Response<api::DescribeKeyspaceResponse>, Status> {
         let name = request.into_inner().name;
+        self.catch_up().await;
         let registry = self.registry();
         let record = registry.group_named(&name).ok_or_else(|| {
             Status::not_found(format!("there is no keyspace {name:?}; `pontoon keyspace list` shows them"))

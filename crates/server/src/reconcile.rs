@@ -125,6 +125,13 @@ impl Reconciler {
             self.directory.insert_remote(record);
             return true;
         }
+        let own = voters.iter().find(|v| v.store == self.node.store());
+        let destroyed = self.node.log().tombstone(group);
+        if own.zip(destroyed).is_some_and(|(own, destroyed)| own.number <= destroyed.number) {
+            // After a restart the registry may be older than what was done by its word: the keyspace was deleted.
+            tracing::debug!(%group, name = record.name, "was deleted, as the registry is about to hear");
+            return true;
+        }
         let (engine, node, name) = (self.engine.clone(), self.node.clone(), record.name.clone());
         let opened = tokio::task::spawn_blocking(move || {
             let machine = engine.open_keyspace(group).with_context(|| format!("the state of {name}"))?;

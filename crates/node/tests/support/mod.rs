@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use pontoon_node::state_machine::{Committed, MachineError, SnapshotReader, SnapshotSink, StateMachine};
-use pontoon_node::{Node, NodeConfig, ProposeError};
+use pontoon_node::{Node, NodeConfig, OpenGroupError, ProposeError};
 use pontoon_raft_core::types::{GroupId, LogIndex, ReplicaId, StoreId};
 use pontoon_storage::disk::memory::MemoryDisk;
 use pontoon_storage::{LogStore, Options};
@@ -109,12 +109,19 @@ async fn start(id: StoreId, voters: &[ReplicaId], disk: MemoryDisk, listener: Tc
 
 /// Opens a replica of a group. Blocks on the disk, so not on the runtime's own threads.
 pub(crate) async fn open(node: &Node, group: GroupId, voters: &[ReplicaId], applied: &Applied) {
+    try_open(node, group, voters, applied).await.expect("the group opens");
+}
+
+pub(crate) async fn try_open(
+    node: &Node,
+    group: GroupId,
+    voters: &[ReplicaId],
+    applied: &Applied,
+) -> Result<(), OpenGroupError> {
     let (node, voters) = (node.clone(), voters.to_vec());
     let machine = Journal { applied: Arc::clone(applied), index: LogIndex::ZERO };
-    tokio::task::spawn_blocking(move || node.open_group(group, &voters, Box::new(machine)))
-        .await
-        .expect("no panic")
-        .expect("the group opens");
+    let opened = tokio::task::spawn_blocking(move || node.open_group(group, &voters, Box::new(machine)));
+    opened.await.expect("no panic")
 }
 
 impl Cluster {
