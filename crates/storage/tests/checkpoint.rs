@@ -34,10 +34,11 @@ fn idle_groups_do_not_hold_segments() {
         put(&store, vec![append(1, n * 8 + 1, 8, 1, 250)]).unwrap();
         compact_to(&store, 1, n * 8 + 8);
     }
+    until(&store, |stats| {
+        stats.live_segments <= 4 && stats.checkpoints >= 5 && stats.checkpoint_entries >= 180
+    });
     let stats = store.stats();
-    assert!(stats.checkpoints >= 5, "{stats:?}");
-    assert!(stats.live_segments <= 5, "{stats:?}");
-    assert!(stats.checkpoint_entries >= 180 && stats.checkpoint_entries < 300, "{stats:?}");
+    assert!(stats.checkpoint_entries < 300, "{stats:?}");
     for g in 100..160 {
         assert_eq!(all_entries(&store, g), (1..4).map(|i| entry(g, i, 1, 50)).collect::<Vec<_>>());
     }
@@ -129,19 +130,23 @@ fn a_rewrite_keeps_everything_and_readers_do_not_notice() {
     let expected: Vec<_> = (1..=40).map(|i| entry(2, i, 1, 60)).collect();
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
-            for n in 0..300 {
+            let began = std::time::Instant::now();
+            let mut n = 0;
+            // How often it is rewritten meanwhile is up to the checkpoint thread; a few times it must be.
+            while n < 300 || store.stats().cold_rewrites <= 3 {
+                assert!(began.elapsed() < std::time::Duration::from_secs(60), "{:?}", store.stats());
                 put(&store, vec![append(1, n * 8 + 1, 8, 1, 500)]).unwrap();
                 if n % 20 == 19 {
                     compact_to(&store, 1, n * 8);
                 }
+                n += 1;
             }
         });
         while !writer.is_finished() {
             assert_eq!(all_entries(&store, 2), expected);
         }
     });
-    let stats = store.stats();
-    assert!(stats.cold_rewrites > 3, "{stats:?}");
+    assert!(store.stats().cold_rewrites > 3, "{:?}", store.stats());
     drop(store);
     let (store, _) = open_memory(&disk, small()).unwrap();
     assert_eq!(all_entries(&store, 2), expected);
@@ -211,7 +216,7 @@ fn a_backlog_that_is_never_compacted_moves_to_the_cold_tier_and_is_read_from_the
     }
     let expected: Vec<_> = (1..=300).map(|i| entry(1, i, 1, 700)).collect();
     assert_eq!(all_entries(&store, 1), expected);
-    assert!(store.stats().checkpoint_entries > 100);
+    until(&store, |stats| stats.checkpoint_entries > 100);
     // Cut deep into the cold part, and grow again with other entries.
     let cut = GroupWrite { truncate_from: Some(LogIndex(50)), ..append(1, 50, 5, 2, 700) };
     put(&store, vec![cut]).unwrap();

@@ -337,3 +337,13 @@ impl Model {
         }
     }
 }
+
+/// Waits until the checkpoint thread has come so far. It works beside the writers and may be behind for a moment; what it
+/// has to do it does without being asked again.
+pub(crate) fn until(store: &LogStore, reached: impl Fn(&pontoon_storage::Stats) -> bool) {
+    let began = std::time::Instant::now();
+    while !reached(&store.stats()) {
+        assert!(began.elapsed() < std::time::Duration::from_secs(60), "{:?}", store.stats());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
