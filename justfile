@@ -22,6 +22,11 @@ fix:
 test *arguments:
     cargo test --workspace --locked {{arguments}}
 
+# The test suites of other people's etcd clients (from PyPI), unchanged, against `pontoon dev`.
+foreign *suites:
+    cargo build --locked -p pontoon-server
+    crates/server/tests/foreign/run {{suites}}
+
 # Three real stores, 32 clients, kill -9 and SIGSTOP; then every acknowledged write and the whole history is checked.
 torture seconds="60" seed="1":
     cargo build --release --locked -p pontoon-server -p pontoon-sim
@@ -49,6 +54,15 @@ mutants *mutations:
 soak seconds="600" first=`date +%j0000000`:
     cargo build --release --locked -p pontoon-sim --no-default-features --bin pontoon-seeds
     target/release/pontoon-seeds --first $(expr {{first}} + 0) --seconds {{seconds}}
+
+# Flow control: 2,000 seeds of 100,000 events, every invariant after each event. Minutes.
+soak-flow seeds="2000" events="100000" first="1":
+    PONTOON_FLOW_FIRST={{first}} PONTOON_FLOW_SEEDS={{seeds}} PONTOON_FLOW_EVENTS={{events}} \
+        cargo test --release --locked -p pontoon-flow --test simulation -- --nocapture
+
+# Makes each known mistake in a copy of the flow control, and demands that its tests find it.
+mutants-flow:
+    cargo test --locked -p pontoon-flow --test mutants -- --ignored --nocapture
 
 # Moves the leadership of a running cluster every 300 ms, under a leader-only client that writes.
 leader-moves endpoints="127.0.0.1:2379,127.0.0.1:22379,127.0.0.1:32379" seconds="60":
@@ -100,9 +114,9 @@ small-disk:
     TMPDIR="$dir/mounted" PONTOON_SMALL_DISK="$dir/mounted" \
         cargo test --locked -p pontoon-server --test e2e full_disk -- --ignored --nocapture
 
-# Fuzzes the opening of a log store (needs a nightly compiler and cargo-fuzz).
+# Fuzzes the opening of a log store (needs a nightly compiler and cargo-fuzz). No single allocation may have 64 MiB.
 fuzz-storage seconds="300":
-    cargo +nightly fuzz run open -- -max_total_time={{seconds}} -rss_limit_mb=1024
+    cargo +nightly fuzz run open -- -max_total_time={{seconds}} -rss_limit_mb=1024 -malloc_limit_mb=64
 
 # The Raft core in memory; beside raft-rs and openraft in one run (a crate outside the workspace, which compiles for minutes).
 bench-raft:

@@ -7,7 +7,9 @@ use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use pontoon_kv::{Command, Engine, EngineOptions, KeyspaceMachine};
 use pontoon_node::state_machine::{Committed, StateMachine};
-use pontoon_proto::etcdserverpb::{PutRequest, RangeRequest};
+use pontoon_proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
+use pontoon_proto::etcdserverpb::request_op::Request;
+use pontoon_proto::etcdserverpb::{Compare, PutRequest, RangeRequest, RequestOp, TxnRequest};
 use pontoon_raft_core::types::{EntryId, GroupId, Term};
 
 const KEYS: u64 = 100_000;
@@ -36,28 +38,61 @@ fn puts(machine: &KeyspaceMachine, next: &mut u64, count: usize) -> Vec<Committe
         .collect()
 }
 
-fn apply(c: &mut Criterion) {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let engine = Engine::open(dir.path(), &EngineOptions::default()).expect("the engine opens");
-    let mut group = c.benchmark_group("apply puts of 256 bytes");
-    for (n, batch) in [1usize, 16, 64].into_iter().enumerate() {
-        let mut machine = engine.open_keyspace(GroupId(n as u64)).expect("a keyspace");
-        let mut next = 0;
-        group.throughput(Throughput::Elements(batch as u64));
-        group.bench_function(format!("batch of {batch}"), |b| {
-            b.iter_custom(|rounds| {
-                let mut spent = std::time::Duration::ZERO;
-                for _ in 0..rounds {
-                    let entries = puts(&machine, &mut next, batch);
-                    let begin = std::time::Instant::now();
-                    black_box(machine.apply(&entries).expect("applies"));
-                    spent += begin.elapsed();
-                }
-                spent
-            });
-        });
+/// What a guarded update is: compare the revision, put, else read.
+fn guarded_updates(machine: &KeyspaceMachine, next: &mut u64, count: usize) -> Vec<Committed> {
+    let mut entries = puts(machine, next, count);
+    for (n, entry) in (0..).zip(&mut entries) {
+        let key = key((*next + n) % KEYS);
+        let compare = Compare {
+            result: CompareResult::Less.into(),
+            target: CompareTarget::Mod.into(),
+            key: key.clone(),
+            target_union: Some(TargetUnion::ModRevision(i64::MAX)),
+            ..Default::default()
+        };
+        let put = PutRequest { key: key.clone(), value: vec![b'v'; 256].into(), ..Default::default() };
+        let range = RangeRequest { key, ..Default::default() };
+        let txn = TxnRequest {
+            compare: vec![compare],
+            success: vec![RequestOp { request: Some(Request::RequestPut(put)) }],
+            failure: vec![RequestOp { request: Some(Request::RequestRange(range)) }],
+        };
+        entry.command = Some(Command::Txn(txn).encode());
     }
-    group.finish();
+    entries
+}
+
+/// Makes so many commands for a machine; the number counts what was written before.
+type Commands = fn(&KeyspaceMachine, &mut u64, usize) -> Vec<Committed>;
+
+fn apply(c: &mut Criterion) {
+    let loads: [(&str, Commands, &[usize]); 2] = [
+        ("apply puts of 256 bytes", puts, &[1, 16, 64]),
+        ("apply transactions: compare, put of 256 bytes", guarded_updates, &[1, 64]),
+    ];
+    for (name, commands, batches) in loads {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let engine = Engine::open(dir.path(), &EngineOptions::default()).expect("the engine opens");
+        let mut group = c.benchmark_group(name);
+        for (n, &batch) in batches.iter().enumerate() {
+            let mut machine = engine.open_keyspace(GroupId(n as u64)).expect("a keyspace");
+            let mut next = 0;
+            group.throughput(Throughput::Elements(batch as u64));
+            group.bench_function(format!("batch of {batch}"), |b| {
+                b.iter_custom(|rounds| {
+                    let mut spent = std::time::Duration::ZERO;
+                    for _ in 0..rounds {
+                        let entries = commands(&machine, &mut next, batch);
+                        let begin = std::time::Instant::now();
+                        black_box(machine.apply(&entries).expect("applies"));
+                        spent += begin.elapsed();
+                    }
+                    spent
+                });
+            });
+        }
+        group.finish();
+    }
 }
 
 fn range(c: &mut Criterion) {

@@ -136,7 +136,7 @@ impl Worker {
     fn clear(&self, slot: u64) -> Result<bool, StoreError> {
         let t = &self.tables;
         let mut batch = t.db.batch();
-        for table in [&t.current, &t.history, &t.index, &t.lease, &t.once] {
+        for table in [&t.current, &t.history, &t.index, &t.lease, &t.once, &t.control] {
             for guard in table.prefix(keys::slot_prefix(slot)) {
                 batch.remove(table, guard.key()?);
                 if batch.len() >= self.step {

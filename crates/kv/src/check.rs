@@ -1,6 +1,7 @@
 //! What is refused before anything is proposed: pure functions of the request, with etcd's rules in etcd's order.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use pontoon_proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use pontoon_proto::etcdserverpb::request_op::Request;
@@ -9,7 +10,7 @@ use pontoon_proto::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest, 
 use crate::error::EtcdError;
 use crate::mvcc::records::KEY_BYTES_MAX;
 
-/// The bounds on requests.
+/// The bounds on requests and on what becomes of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// The largest request, in bytes of its encoding. etcd's default is 1.5 MiB, and its clients are built around it.
@@ -17,15 +18,41 @@ pub struct Limits {
     /// The most operations (and compares) in one transaction, nested ones counted along the deepest path. etcd's
     /// default is 128.
     pub txn_ops_max: usize,
+    /// Bytes that a keyspace may take ([`Keyspace::size_bytes`](crate::Keyspace::size_bytes)) before it takes no more
+    /// puts; `None`: as many as there are. etcd's default is 2 GiB.
+    pub quota_bytes: Option<u64>,
+    /// How often a watcher that asked for it hears that nothing happened. Default 5 s. Shorter: more messages to idle
+    /// watchers; longer: a watcher that comes back asks for more of the past.
+    pub watch_progress_interval: Duration,
+    /// How long a login is good for. Default one day. Shorter: clients that do not log in again by themselves are cut
+    /// off; longer: a token that was stolen is of use for longer.
+    pub auth_token_ttl: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { request_bytes_max: 3 * 512 * 1024, txn_ops_max: 128 }
+        Self {
+            request_bytes_max: 3 * 512 * 1024,
+            txn_ops_max: 128,
+            quota_bytes: Some(2 << 30),
+            watch_progress_interval: Duration::from_secs(5),
+            auth_token_ttl: Duration::from_secs(24 * 3600),
+        }
     }
 }
 
 impl Limits {
+    /// Whether a keyspace of that size may grow by so much.
+    pub(crate) fn has_room(&self, size: u64, more: u64) -> bool {
+        self.quota_bytes.is_none_or(|quota| size.saturating_add(more) <= quota)
+    }
+
+    /// Whether a keyspace of that size is worth an alarm. Between this and the quota it may be that only a large request
+    /// does not fit; and an alarm goes when the size is below this again, so that it does not come and go with each one.
+    pub(crate) fn is_full(&self, size: u64) -> bool {
+        self.quota_bytes.is_some_and(|quota| size > quota / 16 * 15)
+    }
+
     /// # Errors
     /// The request is over the limit.
     pub(crate) fn check_size(&self, bytes: usize) -> Result<(), EtcdError> {
@@ -169,6 +196,15 @@ mod tests {
 
     fn check(success: Vec<RequestOp>) -> Result<(), EtcdError> {
         check_txn(&TxnRequest { compare: vec![], success, failure: vec![] }, 128)
+    }
+
+    #[test]
+    fn the_quota_leaves_a_margin_to_the_alarm() {
+        let limits = Limits { quota_bytes: Some(1600), ..Limits::default() };
+        assert!(limits.has_room(1600, 0) && !limits.has_room(1600, 1) && !limits.has_room(1, u64::MAX));
+        assert!(limits.is_full(1501) && !limits.is_full(1500));
+        let none = Limits { quota_bytes: None, ..limits };
+        assert!(none.has_room(u64::MAX, u64::MAX) && !none.is_full(u64::MAX));
     }
 
     #[test]

@@ -3,11 +3,14 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use pontoon_proto::etcdserverpb::{
-    CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest, TxnRequest,
+    AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest,
+    TxnRequest,
 };
 use prost::Message;
 
+use crate::auth::{AuthChange, Caller};
 use crate::error::EtcdError;
+use crate::mvcc::restore::RestoreStep;
 
 /// The first byte of every command and of every reply. A store that meets another one answers "unknown command".
 pub(crate) const FORMAT: u8 = 1;
@@ -21,6 +24,13 @@ const KIND_LEASE_REVOKE: u8 = 6;
 const KIND_LEASE_EXPIRE: u8 = 7;
 /// A write's name, then a whole command; see `write_id.rs`.
 pub(crate) const KIND_NAMED: u8 = 8;
+/// A user's name, the auth revision, then a whole command.
+const KIND_OF_USER: u8 = 9;
+const KIND_ALARM: u8 = 10;
+const KIND_QUOTA: u8 = 11;
+const KIND_AUTO_COMPACT: u8 = 12;
+const KIND_AUTH: u8 = 13;
+const KIND_RESTORE: u8 = 14;
 
 const REPLY_OK: u8 = 0;
 const REPLY_ERROR: u8 = 1;
@@ -47,6 +57,24 @@ pub enum Command {
         /// The term of the leader that says so.
         term: u64,
     },
+    /// Raises an alarm, or takes it back.
+    Alarm(AlarmRequest),
+    /// A store has found the keyspace over its quota, or the leader has found that there is room again.
+    Quota {
+        /// Whether it is over the quota.
+        over: bool,
+        /// The store that says so.
+        member: u64,
+    },
+    /// Forgets the past, by the store's own rule: nothing happens if that was done already.
+    AutoCompact {
+        /// Up to this revision.
+        revision: i64,
+    },
+    /// Changes users or roles.
+    Auth(AuthChange),
+    /// Fills a new keyspace from a saved one.
+    Restore(RestoreStep),
 }
 
 fn encode(kind: u8, message: &impl Message) -> Bytes {
@@ -81,6 +109,29 @@ impl Command {
                 out.put_u64_le(*term);
                 out.freeze()
             }
+            Self::Alarm(r) => encode(KIND_ALARM, r),
+            Self::Quota { over, member } => {
+                let mut out = BytesMut::with_capacity(2 + 9);
+                out.put_slice(&[FORMAT, KIND_QUOTA, u8::from(*over)]);
+                out.put_u64_le(*member);
+                out.freeze()
+            }
+            Self::AutoCompact { revision } => {
+                let mut out = BytesMut::with_capacity(2 + 8);
+                out.put_slice(&[FORMAT, KIND_AUTO_COMPACT]);
+                out.put_i64_le(*revision);
+                out.freeze()
+            }
+            Self::Auth(change) => {
+                let mut out = BytesMut::from(&[FORMAT, KIND_AUTH][..]);
+                change.encode(&mut out);
+                out.freeze()
+            }
+            Self::Restore(step) => {
+                let mut out = BytesMut::from(&[FORMAT, KIND_RESTORE][..]);
+                step.encode(&mut out);
+                out.freeze()
+            }
         }
     }
 
@@ -100,10 +151,47 @@ impl Command {
             KIND_LEASE_EXPIRE if body.len() == 16 => {
                 Ok(Self::LeaseExpire { id: body.get_i64_le(), term: body.get_u64_le() })
             }
+            KIND_ALARM => AlarmRequest::decode(body).map(Self::Alarm),
+            KIND_QUOTA if body.len() == 9 => {
+                Ok(Self::Quota { over: body.get_u8() == 1, member: body.get_u64_le() })
+            }
+            KIND_AUTO_COMPACT if body.len() == 8 => Ok(Self::AutoCompact { revision: body.get_i64_le() }),
+            KIND_AUTH => return AuthChange::decode(body).map(Self::Auth),
+            KIND_RESTORE => return RestoreStep::decode(body).map(Self::Restore),
             _ => return Err(EtcdError::UnknownCommand),
         };
         command.map_err(|_| EtcdError::UnknownCommand)
     }
+}
+
+/// The bytes for the log: a command of this caller. One that nobody in particular sends stays as it is.
+pub(crate) fn of_caller(caller: &Caller, command: Bytes) -> Bytes {
+    let Caller::User { name, revision } = caller else { return command };
+    let mut out = BytesMut::with_capacity(2 + 10 + name.len() + command.len());
+    out.put_slice(&[FORMAT, KIND_OF_USER]);
+    out.put_u64_le(*revision);
+    // Names have a bound far below that.
+    out.put_u16_le(u16::try_from(name.len()).unwrap_or(u16::MAX));
+    out.put_slice(name.as_bytes());
+    out.put_slice(&command);
+    out.freeze()
+}
+
+/// Takes the caller off what [`of_caller`] made.
+pub(crate) fn split_caller(command: &Bytes) -> Result<(Caller, Bytes), EtcdError> {
+    let [FORMAT, KIND_OF_USER, rest @ ..] = &command[..] else {
+        return Ok((Caller::Nobody, command.clone()));
+    };
+    let caller = || {
+        let (revision, rest) = rest.split_first_chunk()?;
+        let (length, rest) = rest.split_first_chunk()?;
+        let name = rest.get(..usize::from(u16::from_le_bytes(*length)))?;
+        let name = std::str::from_utf8(name).ok()?;
+        Some((name, u64::from_le_bytes(*revision)))
+    };
+    let (name, revision) = caller().ok_or(EtcdError::UnknownCommand)?;
+    let caller = Caller::User { name: name.into(), revision };
+    Ok((caller, command.slice(2 + 10 + name.len()..)))
 }
 
 /// Appends a reply to `buffer` and splits it off.
@@ -158,7 +246,31 @@ mod tests {
         assert_eq!(Command::decode(&compact.encode()), Ok(compact));
         let expire = Command::LeaseExpire { id: -7, term: 3 };
         assert_eq!(Command::decode(&expire.encode()), Ok(expire));
-        for bad in [&b""[..], &[1], &[2, 1], &[1, 99], &[1, 1, 255], &[1, 7], &[1, 7, 0]] {
+        let secret = [7; crate::auth::SECRET_BYTES];
+        for command in [
+            Command::Alarm(AlarmRequest { action: 1, member_id: 7, alarm: 1 }),
+            Command::Quota { over: true, member: 9 },
+            Command::AutoCompact { revision: 5 },
+            Command::Auth(AuthChange::Enable { secret }),
+            Command::Auth(AuthChange::Disable),
+            Command::Restore(RestoreStep::Begin { revision: 9, compact_revision: -1 }),
+            Command::Restore(RestoreStep::Piece { number: 1, frames: "frames".into() }),
+            Command::Restore(RestoreStep::End { pieces: 2 }),
+        ] {
+            assert_eq!(Command::decode(&command.encode()), Ok(command));
+        }
+        for bad in [
+            &b""[..],
+            &[1],
+            &[2, 1],
+            &[1, 99],
+            &[1, 1, 255],
+            &[1, 7],
+            &[1, 7, 0],
+            &[1, 13],
+            &[1, 13, 1],
+            &[1, 14, 9],
+        ] {
             assert_eq!(Command::decode(&Bytes::copy_from_slice(bad)), Err(EtcdError::UnknownCommand));
         }
 
@@ -170,6 +282,19 @@ mod tests {
         let reply = encode_reply(&mut buffer, &Err::<PutResponse, _>(EtcdError::Compacted));
         assert_eq!(decode_reply::<PutResponse>(reply), Ok(Err(EtcdError::Compacted)));
         assert_eq!(decode_reply::<PutResponse>(Bytes::new()), Err(BadReply));
+    }
+
+    #[test]
+    fn a_command_says_whose_it_is() {
+        let command = Command::Compact(CompactionRequest { revision: 7, physical: true }).encode();
+        let user = Caller::User { name: "alice".into(), revision: 5 };
+        let stamped = of_caller(&user, command.clone());
+        assert_eq!(split_caller(&stamped), Ok((user, command.clone())));
+        assert_eq!(of_caller(&Caller::Nobody, command.clone()), command);
+        assert_eq!(split_caller(&command), Ok((Caller::Nobody, command.clone())));
+        for length in 2..17 {
+            assert!(split_caller(&stamped.slice(..length)).is_err(), "{length}");
+        }
     }
 
     #[test]

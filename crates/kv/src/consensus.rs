@@ -51,6 +51,47 @@ pub enum MoveLeaderError {
     TimedOut,
 }
 
+/// A change of the cluster's stores.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemberChange {
+    /// Keep a place for a store that will come with this peer address, HOST:PORT.
+    Add {
+        /// Where the others will reach it.
+        peer_address: String,
+        /// It has no vote until it is promoted.
+        learner: bool,
+    },
+    /// The store goes, for ever.
+    Remove(StoreId),
+    /// Another peer address for a store that does not run.
+    Readdress(StoreId, String),
+    /// A store that came without a vote may vote.
+    Promote(StoreId),
+}
+
+/// Why the stores are not changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MemberChangeError {
+    /// There is no such store, or it is gone.
+    #[error("there is no such store")]
+    NotFound,
+    /// The address belongs to another one.
+    #[error("the peer address belongs to another store")]
+    AddressExists,
+    /// It has a vote.
+    #[error("the store is no learner")]
+    NotLearner,
+    /// It has not caught up.
+    #[error("the learner is not in sync with the leader")]
+    NotReady,
+    /// The cluster could do nothing without it.
+    #[error("{0}")]
+    Last(String),
+    /// The registry cannot be changed now.
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+}
+
 /// Replication of one or many groups, as seen from this store.
 pub trait Consensus: Send + Sync + 'static {
     /// Replicates a command and returns the reply of `apply` on this store.
@@ -71,6 +112,12 @@ pub trait Consensus: Send + Sync + 'static {
 
     /// The stores that hold the group.
     fn members(&self, group: GroupId) -> Vec<MemberInfo>;
+
+    /// Changes the stores of the cluster; returns the one that it was about when the change is noted. Replicas follow later.
+    fn change_members(
+        &self,
+        change: MemberChange,
+    ) -> impl Future<Output = Result<StoreId, MemberChangeError>> + Send;
 
     /// Makes another store the group's leader. Only called on the leader's store.
     fn move_leader(
@@ -103,16 +150,7 @@ pub(crate) fn propose_status(e: &ProposeError) -> Status {
         }
         ProposeError::NoReplica { .. } => Status::unavailable(format!("pontoon: {e}; ask another store")),
     };
-    match e {
-        // It may have been handed to a leader before.
-        ProposeError::TimedOut | ProposeError::Stopped { .. } => status,
-        ProposeError::Overloaded { .. }
-        | ProposeError::NoSpace { .. }
-        | ProposeError::NoLeader
-        | ProposeError::Dropped
-        | ProposeError::NotLeader { .. }
-        | ProposeError::NoReplica { .. } => outcome::mark(status, outcome::NOT_EXECUTED),
-    }
+    if e.status().executed() == Some(false) { outcome::mark(status, outcome::NOT_EXECUTED) } else { status }
 }
 
 /// As [`propose_status`], for reads.

@@ -70,6 +70,7 @@ pub(crate) struct Tables {
     pub(crate) index: fjall::Keyspace,
     pub(crate) lease: fjall::Keyspace,
     pub(crate) once: fjall::Keyspace,
+    pub(crate) control: fjall::Keyspace,
     pub(crate) heads: Arc<Heads>,
     pub(crate) writeback: Arc<Writeback>,
 }
@@ -107,6 +108,7 @@ impl Tables {
             index: table("index", 16, false)?,
             lease: table("lease", 6, false)?,
             once: table("once", 6, false)?,
+            control: table("control", 2, false)?,
             heads: Arc::default(),
             writeback: Arc::new(Writeback::start(dir.to_owned())),
             db,
@@ -151,6 +153,8 @@ struct Inner {
     next_slot: Mutex<u64>,
     /// The keyspaces that have leases.
     leased: Mutex<BTreeMap<GroupId, Weak<Keyspace>>>,
+    /// All keyspaces that are open.
+    open: Mutex<BTreeMap<GroupId, Weak<Keyspace>>>,
 }
 
 /// The store's engine. Cheap to clone; closed (and synced) when the last clone and the last keyspace are gone.
@@ -198,6 +202,7 @@ impl Engine {
             background,
             next_slot: Mutex::new(next_slot),
             leased: Mutex::default(),
+            open: Mutex::default(),
         })))
     }
 
@@ -269,6 +274,20 @@ impl Engine {
         } else {
             leased.insert(keyspace.group(), Arc::downgrade(keyspace));
         }
+    }
+
+    /// Notes that a keyspace is open.
+    pub(crate) fn note_open(&self, keyspace: &Arc<Keyspace>) {
+        let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.insert(keyspace.group(), Arc::downgrade(keyspace));
+    }
+
+    /// The keyspaces that are open.
+    #[must_use]
+    pub fn keyspaces(&self) -> Vec<Arc<Keyspace>> {
+        let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|_, keyspace| keyspace.strong_count() > 0);
+        open.values().filter_map(Weak::upgrade).collect()
     }
 
     /// The open keyspaces that have leases.

@@ -67,6 +67,14 @@ pub enum EtcdError {
     LeaseExists = 16,
     /// A time to live beyond all reason.
     LeaseTtlTooLarge = 17,
+    /// The keyspace is full: its quota is exceeded, or the alarm says so.
+    NoSpace = 18,
+    /// The alarm says that the stores differ.
+    Corrupt = 19,
+    /// The keyspace has as many leases as it may.
+    TooManyLeases = 20,
+    /// More alarms than there is reason for.
+    TooManyAlarms = 21,
     /// A write's name (`pontoon-eid`) is older than what the keyspace remembers: whether an earlier attempt was
     /// executed cannot be told. This one was not.
     WriteIdExpired = 32,
@@ -74,10 +82,56 @@ pub enum EtcdError {
     WriteIdAhead = 33,
     /// An earlier attempt at the write was executed; its answer was too large to be kept.
     AnswerNotKept = 34,
+    /// Authentication is to be enabled, and there is no user `root`.
+    RootUserNotExist = 40,
+    /// Authentication is to be enabled, and `root` is nothing special.
+    RootRoleNotExist = 41,
+    /// A user of that name exists.
+    UserAlreadyExists = 42,
+    /// No user is named, or a request that needs one came without a token.
+    UserEmpty = 43,
+    /// There is no user of that name.
+    UserNotFound = 44,
+    /// A role of that name exists.
+    RoleAlreadyExists = 45,
+    /// There is no role of that name.
+    RoleNotFound = 46,
+    /// A role needs a name.
+    RoleEmpty = 47,
+    /// Wrong name or password.
+    AuthFailed = 48,
+    /// A grant without a permission.
+    PermissionNotGiven = 49,
+    /// The user may not do this.
+    PermissionDenied = 50,
+    /// A role is revoked that the user does not have.
+    RoleNotGranted = 51,
+    /// A permission is revoked that the role does not have.
+    PermissionNotGranted = 52,
+    /// A login where nobody has to log in.
+    AuthNotEnabled = 53,
+    /// The token is none, or is void by now.
+    InvalidAuthToken = 54,
+    /// `root` cannot be taken away while authentication is enabled.
+    InvalidAuthManagement = 55,
+    /// Users or roles changed while the request was on its way.
+    AuthOldRevision = 56,
+    /// Users and roles take more than their bound.
+    AuthTooLarge = 57,
+    /// More than the hash looks at.
+    PasswordTooLong = 58,
+    /// A hash that cannot be checked.
+    BadPasswordHash = 59,
+    /// A restore is not finished.
+    Restoring = 60,
+    /// A restore into a keyspace that has a past.
+    NotEmpty = 61,
+    /// Pieces of a restore are not as they should be.
+    RestorePiece = 62,
 }
 
 impl EtcdError {
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 47] = [
         Self::EmptyKey,
         Self::KeyNotFound,
         Self::ValueProvided,
@@ -98,6 +152,33 @@ impl EtcdError {
         Self::WriteIdExpired,
         Self::WriteIdAhead,
         Self::AnswerNotKept,
+        Self::NoSpace,
+        Self::Corrupt,
+        Self::TooManyLeases,
+        Self::TooManyAlarms,
+        Self::RootUserNotExist,
+        Self::RootRoleNotExist,
+        Self::UserAlreadyExists,
+        Self::UserEmpty,
+        Self::UserNotFound,
+        Self::RoleAlreadyExists,
+        Self::RoleNotFound,
+        Self::RoleEmpty,
+        Self::AuthFailed,
+        Self::PermissionNotGiven,
+        Self::PermissionDenied,
+        Self::RoleNotGranted,
+        Self::PermissionNotGranted,
+        Self::AuthNotEnabled,
+        Self::InvalidAuthToken,
+        Self::InvalidAuthManagement,
+        Self::AuthOldRevision,
+        Self::AuthTooLarge,
+        Self::PasswordTooLong,
+        Self::BadPasswordHash,
+        Self::Restoring,
+        Self::NotEmpty,
+        Self::RestorePiece,
     ];
 
     /// The gRPC code that etcd uses for it.
@@ -110,6 +191,24 @@ impl EtcdError {
             Self::LeaseNotFound | Self::MemberNotFound => Code::NotFound,
             Self::NotLeader | Self::BadLeaderTransferee | Self::LeaseExists => Code::FailedPrecondition,
             Self::UnknownCommand => Code::Unimplemented,
+            Self::NoSpace | Self::TooManyLeases | Self::TooManyAlarms | Self::AuthTooLarge => {
+                Code::ResourceExhausted
+            }
+            Self::Corrupt => Code::DataLoss,
+            Self::RootUserNotExist
+            | Self::RootRoleNotExist
+            | Self::UserAlreadyExists
+            | Self::UserNotFound
+            | Self::RoleAlreadyExists
+            | Self::RoleNotFound
+            | Self::RoleNotGranted
+            | Self::PermissionNotGranted
+            | Self::AuthNotEnabled
+            | Self::Restoring
+            | Self::NotEmpty
+            | Self::RestorePiece => Code::FailedPrecondition,
+            Self::PermissionDenied => Code::PermissionDenied,
+            Self::InvalidAuthToken => Code::Unauthenticated,
             _ => Code::InvalidArgument,
         }
     }
@@ -144,6 +243,45 @@ impl EtcdError {
             Self::WriteIdAhead => {
                 "pontoon: the position in the write's pontoon-eid lies ahead of the keyspace; begin with the one in \
                  pontoon-position"
+            }
+            Self::NoSpace => "etcdserver: mvcc: database space exceeded",
+            Self::Corrupt => "etcdserver: corrupt cluster",
+            Self::TooManyLeases => {
+                "pontoon: the keyspace has as many leases as it may (262144); revoke some, or let them expire"
+            }
+            Self::TooManyAlarms => "pontoon: the keyspace has as many alarms as it may; disarm some",
+            Self::RootUserNotExist => "etcdserver: root user does not exist",
+            Self::RootRoleNotExist => "etcdserver: root user does not have root role",
+            Self::UserAlreadyExists => "etcdserver: user name already exists",
+            Self::UserEmpty => "etcdserver: user name is empty",
+            Self::UserNotFound => "etcdserver: user name not found",
+            Self::RoleAlreadyExists => "etcdserver: role name already exists",
+            Self::RoleNotFound => "etcdserver: role name not found",
+            Self::RoleEmpty => "etcdserver: role name is empty",
+            Self::AuthFailed => "etcdserver: authentication failed, invalid user ID or password",
+            Self::PermissionNotGiven => "etcdserver: permission not given",
+            Self::PermissionDenied => "etcdserver: permission denied",
+            Self::RoleNotGranted => "etcdserver: role is not granted to the user",
+            Self::PermissionNotGranted => "etcdserver: permission is not granted to the role",
+            Self::AuthNotEnabled => "etcdserver: authentication is not enabled",
+            Self::InvalidAuthToken => "etcdserver: invalid auth token",
+            Self::InvalidAuthManagement => "etcdserver: invalid auth management",
+            Self::AuthOldRevision => "etcdserver: revision of auth store is old",
+            Self::AuthTooLarge => {
+                "pontoon: users and roles of a keyspace take at most 8 MiB, and a name 1024 bytes"
+            }
+            Self::PasswordTooLong => "pontoon: a password has at most 72 bytes",
+            Self::BadPasswordHash => {
+                "pontoon: a hashed password must be a bcrypt hash of a cost from 4 to 14"
+            }
+            Self::Restoring => {
+                "pontoon: the keyspace is being restored and cannot be used before that is finished; if it was given up, delete the keyspace and restore it again"
+            }
+            Self::NotEmpty => {
+                "pontoon: only a new keyspace can be restored into, and this one has been written to; name another"
+            }
+            Self::RestorePiece => {
+                "pontoon: a piece of the restore is missing or out of order; delete the keyspace and restore it again"
             }
             Self::AnswerNotKept => {
                 "pontoon: the write was executed by an earlier attempt, whose answer was too large to be kept"

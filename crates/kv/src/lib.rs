@@ -42,12 +42,16 @@
 //! `command` what is in the log, and replies · `check` what is refused before · `engine` the database and its slots ·
 //! `heads` what was written lately ·
 //! `background` slow work · `mvcc::records` how bytes look · `mvcc::writer` batches · `mvcc::apply` commands ·
-//! `write_id`, `mvcc::once` writes that come again · `mvcc::txn` · `leases` when they end · `expiry` the task that ends them · `mvcc::view` and `mvcc::range` reads · `mvcc::events` what watchers see · `mvcc::image` snapshots ·
+//! `write_id`, `mvcc::once` writes that come again · `mvcc::txn` · `leases` when they end · `expiry` the task that ends them · `autocompact` when the past is forgotten by itself ·
+//! `upkeep` the task that does it · `auth` users and roles · `mvcc::control` alarms, users, roles · `mvcc::frames` and
+//! `mvcc::restore` saved states · `mvcc::view` and `mvcc::range` reads · `mvcc::events` what watchers see · `mvcc::image` snapshots ·
 //! `keyspace` which one is meant · `services` one file per etcd service.
 //!
 //! # Where etcd differs
-//! Keys are at most 32 KiB. Users and alarms are not served yet and say so.
+//! Keys are at most 32 KiB. A saved state is a stream of our own, not a bolt file.
 
+mod auth;
+mod autocompact;
 mod background;
 mod check;
 mod command;
@@ -61,9 +65,11 @@ pub mod keyspace;
 mod leases;
 mod mvcc;
 mod services;
+mod upkeep;
 mod write_id;
 mod writeback;
 
+pub use autocompact::Retention;
 pub use check::Limits;
 pub use command::{BadReply, Command, decode_reply};
 pub use engine::{Engine, EngineOptions};
@@ -72,4 +78,5 @@ pub use expiry::expire_leases;
 pub use mvcc::apply::KeyspaceMachine;
 pub use mvcc::state::{Keyspace, KvHash, ReadFailure};
 pub use services::{ENTRY_ID_METADATA, ETCD_VERSION, EtcdServices, POSITION_METADATA};
+pub use upkeep::{UpkeepStats, look_after};
 pub use write_id::WriteId;

@@ -205,3 +205,30 @@ async fn who_does_not_lead_promises_no_time_and_ends_nothing() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_needs_a_leader_is_told_that_there_is_none() {
+    let server = Running::start().await;
+    let mut client = Client::of(&server).await;
+    client.grant(7, 600).await.unwrap();
+    let needs_leader = |mut request: tonic::Request<_>| {
+        request.metadata_mut().insert("hasleader", "true".parse().unwrap());
+        request
+    };
+    let (requests, stream) = tokio::sync::mpsc::channel(4);
+    requests.send(LeaseKeepAliveRequest { id: 7 }).await.unwrap();
+    let mut request = tonic::Request::new(tokio_stream::wrappers::ReceiverStream::new(stream));
+    request.metadata_mut().insert("hasleader", "true".parse().unwrap());
+    let mut kept = client.lease.lease_keep_alive(request).await.unwrap().into_inner();
+    assert_eq!(kept.message().await.unwrap().unwrap().ttl, 600);
+    server.consensus.0.lock().unwrap().leader = None;
+    let no_leader = (Code::Unavailable, "etcdserver: no leader");
+    // At once where something is asked for, after a while where nobody asks.
+    let range = RangeRequest { key: "a".into(), serializable: true, ..Default::default() };
+    let status = client.kv.range(needs_leader(tonic::Request::new(range.clone()))).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), no_leader);
+    client.kv.range(range).await.unwrap();
+    let ended = tokio::time::timeout(PATIENCE, kept.message()).await.unwrap();
+    let status = ended.unwrap_err();
+    assert_eq!((status.code(), status.message()), no_leader);
+}

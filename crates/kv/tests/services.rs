@@ -11,8 +11,8 @@ use pontoon_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use pontoon_proto::etcdserverpb::request_op::Request as Op;
 use pontoon_proto::etcdserverpb::{
     AlarmRequest, CompactionRequest, Compare, DefragmentRequest, DeleteRangeRequest, HashKvRequest,
-    HashRequest, MemberAddRequest, MemberListRequest, MoveLeaderRequest, PutRequest, RangeRequest, RequestOp,
-    StatusRequest, TxnRequest,
+    HashRequest, MemberAddRequest, MemberListRequest, MemberPromoteRequest, MemberRemoveRequest,
+    MemberUpdateRequest, MoveLeaderRequest, PutRequest, RangeRequest, RequestOp, StatusRequest, TxnRequest,
 };
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
@@ -229,10 +229,22 @@ async fn cluster_and_maintenance() {
     let mut cluster = ClusterClient::new(server.channel().await);
     let r = cluster.member_list(MemberListRequest::default()).await.unwrap().into_inner();
     assert_eq!((r.members.len(), r.members[0].id, &r.members[0].name[..]), (1, STORE.0, "alone"));
-    assert_eq!(
-        cluster.member_add(MemberAddRequest::default()).await.unwrap_err().code(),
-        Code::Unimplemented
-    );
+    let add = |url: &str| MemberAddRequest { peer_ur_ls: vec![url.to_owned()], is_learner: true };
+    let added = cluster.member_add(add("http://n4:2380")).await.unwrap().into_inner().member.unwrap();
+    assert_eq!((added.id, &added.peer_ur_ls[0][..], added.is_learner), (0xadd, "http://n4:2380", true));
+    let bad = cluster.member_add(MemberAddRequest::default()).await;
+    refused(bad, Code::InvalidArgument, "etcdserver: given member URLs are invalid");
+    let taken = cluster.member_add(add("http://taken:1")).await;
+    refused(taken, Code::FailedPrecondition, "etcdserver: Peer URLs already exists");
+    let unknown = "etcdserver: member not found";
+    refused(cluster.member_remove(MemberRemoveRequest { id: 77 }).await, Code::NotFound, unknown);
+    let last = cluster.member_remove(MemberRemoveRequest { id: STORE.0 }).await;
+    let few = "etcdserver: re-configuration failed due to not enough started members";
+    refused(last, Code::FailedPrecondition, few);
+    let voter = cluster.member_promote(MemberPromoteRequest { id: STORE.0 }).await;
+    refused(voter, Code::FailedPrecondition, "etcdserver: can only promote a learner member");
+    let update = MemberUpdateRequest { id: 77, peer_ur_ls: vec!["http://n4:1".into()] };
+    refused(cluster.member_update(update).await, Code::NotFound, unknown);
 
     let mut maintenance = MaintenanceClient::new(server.channel().await);
     let r = maintenance.status(StatusRequest {}).await.unwrap().into_inner();

@@ -5,6 +5,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use pontoon_kv::Limits;
 use pontoon_proto::etcdserverpb::kv_client::KvClient;
 use pontoon_proto::etcdserverpb::request_op::Request as Op;
 use pontoon_proto::etcdserverpb::watch_client::WatchClient;
@@ -231,6 +232,25 @@ async fn progress_is_told_and_never_ahead_of_events() {
             events += 1;
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_store_says_how_often_progress_is_told() {
+    let interval = Duration::from_millis(50);
+    let limits = Limits { watch_progress_interval: interval, ..Limits::default() };
+    let server = Running::start_with(limits).await;
+    let mut w = Watching::start(&server).await;
+    let quiet = w.create(one("b")).await;
+    let id = w.create(WatchCreateRequest { progress_notify: true, ..one("a") }).await;
+    kv(&server).await.put(put("other", "1")).await.unwrap();
+    // By the default pace this would take over a minute.
+    let many = async {
+        for _ in 0..15 {
+            let r = w.next().await;
+            assert_eq!((r.watch_id, r.events.len()), (id, 0), "who did not ask hears nothing: {quiet}");
+        }
+    };
+    timeout(Duration::from_secs(20), many).await.expect("in time");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pontoon_flow::{BacklogLimits, Limits as FlowLimits, Mode as FlowMode};
 use pontoon_raft_core::types::StoreId;
 
 /// Settings of a [`Node`](crate::Node). All have defaults but the identity.
@@ -42,6 +43,13 @@ pub struct NodeConfig {
     pub keep_bytes_for_slow_follower: u64,
     /// A group that has had nothing to do for this long stops its timers and heartbeats. Default 3 s.
     pub quiesce_after: Option<Duration>,
+    /// What flow control governs; it can be switched while the store runs. Off: a slow follower is sent what its connection takes.
+    /// Default: elastic work only.
+    pub flow: FlowMode,
+    /// The token pools for each destination store; can be changed while the store runs.
+    pub flow_limits: FlowLimits,
+    /// What may wait to be applied by a replica here before its leader hears that entries are admitted no longer.
+    pub flow_backlog: BacklogLimits,
 }
 
 impl NodeConfig {
@@ -64,6 +72,9 @@ impl NodeConfig {
             keep_bytes: 4 << 20,
             keep_bytes_for_slow_follower: 64 << 20,
             quiesce_after: Some(Duration::from_secs(3)),
+            flow: FlowMode::default(),
+            flow_limits: FlowLimits::default(),
+            flow_backlog: BacklogLimits::default(),
         }
     }
 }

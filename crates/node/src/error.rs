@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use pontoon_raft_core::types::{GroupId, StoreId};
+use pontoon_raft_core::{CommandStatus, ServerChangeError};
+use pontoon_transport::ProposalOutcome;
 
 use crate::lineage::LineageError;
 
@@ -51,6 +53,33 @@ pub enum ProposeError {
     },
 }
 
+impl ProposeError {
+    /// How the command stands by that; [`CommandStatus::executed`] tells whether it may be executed all the same.
+    pub fn status(&self) -> CommandStatus {
+        match self {
+            Self::NoReplica { .. } | Self::NoLeader | Self::NotLeader { .. } => CommandStatus::NotLeader,
+            Self::Overloaded { .. } | Self::NoSpace { .. } => CommandStatus::Overloaded,
+            Self::Dropped => CommandStatus::LostLeadership,
+            Self::TimedOut => CommandStatus::TimedOut,
+            Self::Stopped { .. } => CommandStatus::Shutdown,
+        }
+    }
+
+    /// What a caller hears whose command the leader's store refused.
+    pub(crate) fn refused(outcome: ProposalOutcome) -> Self {
+        match outcome {
+            ProposalOutcome::NoSpace { what } => Self::NoSpace { what: what.into() },
+            ProposalOutcome::Overloaded => {
+                Self::Overloaded { what: "the leader's budget of uncommitted bytes" }
+            }
+            ProposalOutcome::Failed { .. } => Self::Stopped { reason: "the leader's store refuses commands" },
+            // These refuse nothing for good.
+            ProposalOutcome::NotLeader { .. } | ProposalOutcome::NotSent => Self::NoLeader,
+            ProposalOutcome::Accepted { .. } | ProposalOutcome::InProgress => Self::TimedOut,
+        }
+    }
+}
+
 /// Why a linearizable read cannot be served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
@@ -75,6 +104,20 @@ pub enum ReadError {
         /// Why.
         reason: &'static str,
     },
+}
+
+/// Why a group's members are not changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeMembersError {
+    /// This store hosts no replica of the group, so it does not lead it.
+    #[error("group {group} has no replica on this store")]
+    NoReplica {
+        /// The group.
+        group: GroupId,
+    },
+    /// The group's replica here refuses.
+    #[error(transparent)]
+    Refused(#[from] ServerChangeError),
 }
 
 /// Why a node cannot start.
@@ -165,4 +208,64 @@ pub enum OpenGroupError {
         /// The group.
         group: GroupId,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use pontoon_raft_core::types::LogIndex;
+    use pontoon_raft_core::{Attempt, Heard, Term};
+
+    use super::*;
+
+    /// What the leader's store says of a command, to the end: its status, what that means for the attempt, and what the caller
+    /// hears if it is the end. The caller must not be told more than the status proves.
+    #[test]
+    fn every_answer_of_the_leaders_store_ends_as_it_says() {
+        let leader = None;
+        let at = || ProposalOutcome::Accepted { index: LogIndex(1), term: Term(3) };
+        let outcomes = [
+            (at(), CommandStatus::InProgress, Heard::Wait),
+            (ProposalOutcome::InProgress, CommandStatus::InProgress, Heard::Wait),
+            (ProposalOutcome::NotLeader { leader }, CommandStatus::NotLeader, Heard::HandOn),
+            (ProposalOutcome::NotSent, CommandStatus::NotLeader, Heard::HandOn),
+            (ProposalOutcome::Overloaded, CommandStatus::Overloaded, Heard::End(CommandStatus::Overloaded)),
+            (
+                ProposalOutcome::NoSpace { what: "full".into() },
+                CommandStatus::Overloaded,
+                Heard::End(CommandStatus::Overloaded),
+            ),
+            (
+                ProposalOutcome::Failed { reason: "gone".into() },
+                CommandStatus::Shutdown,
+                Heard::End(CommandStatus::Shutdown),
+            ),
+        ];
+        for (outcome, status, heard) in outcomes {
+            assert_eq!(outcome.status(), status, "{outcome:?}");
+            let mut attempt = Attempt::default();
+            attempt.handed_on(Term(3));
+            assert_eq!(attempt.heard(Term(3), status), heard, "{outcome:?}");
+            let told = ProposeError::refused(outcome).status();
+            if let Heard::End(status) = heard {
+                assert_eq!(told, status);
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_is_certain_is_called_not_executed() {
+        let errors = [
+            (ProposeError::NoReplica { group: GroupId(1) }, Some(false)),
+            (ProposeError::Overloaded { what: "a queue" }, Some(false)),
+            (ProposeError::NoSpace { what: "full".into() }, Some(false)),
+            (ProposeError::Dropped, Some(false)),
+            (ProposeError::NoLeader, Some(false)),
+            (ProposeError::NotLeader { leader: None }, Some(false)),
+            (ProposeError::TimedOut, None),
+            (ProposeError::Stopped { reason: "a test" }, None),
+        ];
+        for (error, executed) in errors {
+            assert_eq!(error.status().executed(), executed, "{error}");
+        }
+    }
 }

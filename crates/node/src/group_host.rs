@@ -10,6 +10,7 @@ use pontoon_storage::GroupLog;
 use pontoon_transport::RelayedProposal;
 use tokio::sync::oneshot;
 
+use crate::flow::GroupFlow;
 use crate::hand_over::HandOver;
 use crate::shared::{GroupShared, ReadResult};
 
@@ -66,9 +67,12 @@ pub(crate) struct GroupHost {
     /// Snapshots that are being sent, by their index: the log from there on is kept for their receivers.
     pub(crate) sending: Vec<(ReplicaId, LogIndex)>,
     pub(crate) election: Option<Election>,
+    /// The leader or the host has asked this replica to lead, and it has not stood since.
+    pub(crate) asked_to_lead: bool,
     /// The replica started in doubt, and that was not settled when it was last looked at.
     pub(crate) in_doubt: bool,
     pub(crate) hand_over: HandOver,
+    pub(crate) flow: GroupFlow,
     /// The latest term that this replica led and noted in the log store, for those who check the records later.
     pub(crate) led: Term,
 }
@@ -77,25 +81,30 @@ pub(crate) struct GroupHost {
 const LEDGERS_MAX: usize = 16;
 
 /// The ledgers of one group: one for each run of each store that relayed to it, the latest used last.
-#[derive(Debug, Default)]
-pub(crate) struct Ledgers(Vec<((StoreId, u64), Ledger)>);
+#[derive(Debug)]
+pub(crate) struct Ledgers {
+    /// What a run of this store before may have taken, in terms up to this one, is not in them.
+    restored: Term,
+    ledgers: Vec<((StoreId, u64), Ledger)>,
+}
 
 impl Ledgers {
     /// The ledger for `store` in the run that made `id`.
     pub(crate) fn of(&mut self, store: StoreId, id: EntryId) -> &mut Ledger {
         // The upper half of an id names the run that made it.
         let key = (store, (id.0 >> 64) as u64);
-        match self.0.iter().position(|(of, _)| *of == key) {
-            Some(at) if at + 1 == self.0.len() => {}
-            Some(at) => self.0[at..].rotate_left(1),
+        let ledgers = &mut self.ledgers;
+        match ledgers.iter().position(|(of, _)| *of == key) {
+            Some(at) if at + 1 == ledgers.len() => {}
+            Some(at) => ledgers[at..].rotate_left(1),
             None => {
-                if self.0.len() >= LEDGERS_MAX {
-                    self.0.remove(0);
+                if ledgers.len() >= LEDGERS_MAX {
+                    ledgers.remove(0);
                 }
-                self.0.push((key, Ledger::default()));
+                ledgers.push((key, Ledger::after(self.restored)));
             }
         }
-        let last = self.0.last_mut().expect("it was put there");
+        let last = ledgers.last_mut().expect("it was put there");
         &mut last.1
     }
 }
@@ -105,17 +114,22 @@ impl Ledgers {
 pub struct Election {
     /// When it began, in milliseconds of the node's clock.
     pub started_ms: u64,
+    /// The leader, or an operator, asked for it; else no leader was heard.
+    pub asked: bool,
     /// When it was won.
     pub won_ms: Option<u64>,
 }
 
 impl GroupHost {
+    /// `restored`: the term that the log store knew, or the highest there is if it may have lost it.
     pub(crate) fn new(
         core: Group<GroupLog>,
         shared: Arc<GroupShared>,
         snapshot: SnapshotMeta,
         size: LogSize,
         applied_term: Term,
+        restored: Term,
+        flow: GroupFlow,
     ) -> Self {
         // What the machine has may not be durable yet; what the log begins after is.
         let synced = snapshot.index;
@@ -130,7 +144,7 @@ impl GroupHost {
             relayed_bytes: 0,
             held: Vec::new(),
             relay: Relay::default(),
-            ledgers: Ledgers::default(),
+            ledgers: Ledgers { restored, ledgers: Vec::new() },
             appending: None,
             readers: Vec::new(),
             reads: Vec::new(),
@@ -145,7 +159,9 @@ impl GroupHost {
             synced_total: 0,
             sending: Vec::new(),
             election: None,
+            asked_to_lead: false,
             hand_over: HandOver::default(),
+            flow,
             led: Term::ZERO,
         }
     }
@@ -158,12 +174,14 @@ impl GroupHost {
         for entry in entries {
             self.size.append(entry.index, entry.size_bytes());
         }
+        self.flow.note_appended(truncate_from, entries);
     }
 
     /// The whole log was replaced by a snapshot.
     pub(crate) fn note_reset(&mut self, snapshot: &SnapshotMeta) {
         self.snapshot = snapshot.clone();
         self.size = LogSize::default();
+        self.flow.note_reset(snapshot.index);
     }
 
     /// The log begins after this snapshot from now on.
@@ -230,7 +248,18 @@ impl LogSize {
 
 #[cfg(test)]
 mod tests {
+    use pontoon_raft_core::relay::{RelayNumber, Verdict};
+
     use super::*;
+
+    /// What the run before took is in the log, and not in these.
+    #[test]
+    fn a_store_that_restarted_denies_nothing_of_the_terms_before() {
+        let at = RelayNumber { number: 1, floor: 1 };
+        let mut ledgers = Ledgers { restored: Term(4), ledgers: Vec::new() };
+        assert_eq!(ledgers.of(StoreId(2), EntryId(7)).asked(Term(4), at, false), Verdict::Silent);
+        assert_eq!(ledgers.of(StoreId(2), EntryId(7)).asked(Term(5), at, false), Verdict::NotTaken);
+    }
 
     #[test]
     fn log_size_finds_where_to_cut() {

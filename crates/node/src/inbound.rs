@@ -6,12 +6,13 @@ use pontoon_raft_core::message::{Body, Message};
 use pontoon_raft_core::types::{GroupId, ReplicaId, StoreId};
 use pontoon_storage::LogStore;
 use pontoon_transport::{
-    Claim, EntrySource, Inbound, ProposalReply, ReceivePermit, Refused, RelayedProposal, SnapshotSink,
-    Unwelcome,
+    Claim, EntrySource, Inbound, ProposalReply, ReceivePermit, Refused, RelayedProposal, Report,
+    SnapshotSink, Unwelcome,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::apply::{ApplyHandle, Work};
+use crate::flow::Flow;
 use crate::lineage::{Fenced, Lineages};
 use crate::shard::Input;
 
@@ -20,6 +21,7 @@ pub(crate) struct Delivery {
     pub(crate) shards: Arc<[UnboundedSender<Input>]>,
     pub(crate) apply: ApplyHandle,
     pub(crate) lineages: Arc<Lineages>,
+    pub(crate) flow: Arc<Flow>,
 }
 
 /// Which shard owns a group. Ids are handed out in order, so this spreads them evenly.
@@ -78,6 +80,14 @@ impl Inbound for Delivery {
         self.spread(replies, |r| r.group, |replies| Input::Replies { replies });
     }
 
+    fn reports(&self, _from: StoreId, reports: Vec<Report>) {
+        self.spread(reports, |r| r.group, |reports| Input::Reports { reports });
+    }
+
+    fn features(&self, store: StoreId, features: u64) {
+        self.flow.note_features(store, features);
+    }
+
     fn unreachable(&self, store: StoreId, groups: Vec<GroupId>) {
         self.spread(groups, |group| *group, |groups| Input::Unreachable { store, groups });
     }
@@ -91,6 +101,7 @@ impl Inbound for Delivery {
 
     fn link_up(&self, store: StoreId) {
         self.lineages.welcomed(store);
+        self.everywhere(|| Input::LinkUp { store });
     }
 
     fn admit(&self, from: StoreId, claim: Option<Claim>) -> Result<(), Unwelcome> {
@@ -106,7 +117,19 @@ impl Inbound for Delivery {
     }
 
     fn fenced(&self, by: StoreId, reason: String) {
-        self.lineages.fence(Fenced { by: Some(by), reason });
+        self.lineages.fence(Fenced { by: Some(by), reason, removed: false });
+    }
+
+    fn removed(&self, store: StoreId) -> Option<String> {
+        self.lineages.removed(store)
+    }
+
+    fn advertised(&self, from: StoreId, address: &str) {
+        self.lineages.advertise(from, address);
+    }
+
+    fn removed_by(&self, by: StoreId, reason: String) {
+        self.lineages.fence(Fenced { by: Some(by), reason, removed: true });
     }
 
     fn snapshot_begin(

@@ -84,6 +84,25 @@ impl Node {
         }
     }
 
+    /// The stores that are no members any more, and why. Whoever speaks for one from now on is told so, and stops for good.
+    pub fn set_removed_stores(&self, removed: BTreeMap<StoreId, String>) {
+        self.lineages().set_removed(removed);
+    }
+
+    /// Where the other stores say, in their greetings, that they are to be dialled: what a running process says is newer than
+    /// any registry. What they say is not checked here.
+    #[must_use]
+    pub fn advertised(&self) -> tokio::sync::watch::Receiver<BTreeMap<StoreId, String>> {
+        self.lineages().advertised()
+    }
+
+    /// Marks this store as one that is no member any more: its links are shut down, and its directory never starts again.
+    /// [`Node::fenced`] tells when that is noted.
+    pub fn mark_removed(&self, reason: String) {
+        self.lineages().fence(Fenced { by: None, reason, removed: true });
+        self.transport().shutdown();
+    }
+
     /// The stores of which a process was refused since one was last taken, and why.
     #[must_use]
     pub fn refused_stores(&self) -> BTreeMap<StoreId, String> {

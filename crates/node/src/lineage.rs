@@ -70,6 +70,9 @@ use tokio::sync::watch;
 const OWN_NOTE: &str = "lineage";
 /// The first byte of the notes.
 const NOTE_VERSION: u8 = 1;
+/// How a mark begins in the note.
+const REFUSED: u8 = 1;
+const REMOVED: u8 = 2;
 /// When a store that waits for its introduction says so first: stores that start together have met by then.
 const SOON: Duration = Duration::from_secs(2);
 /// How often it says so from then on.
@@ -92,6 +95,8 @@ pub enum LineageError {
     Fenced {
         /// Why, in the words of whoever refused it.
         reason: String,
+        /// Its store left the cluster, or was removed from it.
+        removed: bool,
     },
 }
 
@@ -102,6 +107,8 @@ pub struct Fenced {
     pub by: Option<StoreId>,
     /// Why.
     pub reason: String,
+    /// The store left the cluster, or was removed from it; else its directory has forgotten something.
+    pub removed: bool,
 }
 
 /// What a directory notes of itself.
@@ -110,7 +117,14 @@ struct Own {
     lineage: u64,
     start: u64,
     introduced: bool,
-    fenced: Option<String>,
+    fenced: Option<Mark>,
+}
+
+/// Why a directory may never start again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mark {
+    reason: String,
+    removed: bool,
 }
 
 /// What is remembered of another store.
@@ -232,6 +246,10 @@ pub(crate) struct Lineages {
     /// Set at once; `fenced` follows when it is noted.
     refused_for_good: AtomicBool,
     fenced: watch::Sender<Option<Fenced>>,
+    /// The stores that are no members any more, and why.
+    removed: Mutex<BTreeMap<StoreId, String>>,
+    /// Where the others say that they are to be dialled.
+    advertised: watch::Sender<BTreeMap<StoreId, String>>,
 }
 
 #[derive(Debug, Default)]
@@ -254,14 +272,28 @@ pub fn create_lineage(log: &LogStore, random: u64) -> Result<(), LineageError> {
     Ok(())
 }
 
+/// As [`create_lineage`], for the directory of a store that joins a cluster, and tells the lineage. It needs no introduction:
+/// its id is new, and the cluster's registry takes it with this lineage and no other.
+///
+/// # Errors
+/// As there.
+pub fn create_joining_lineage(log: &LogStore, random: u64) -> Result<u64, LineageError> {
+    if let Some(own) = read_own(log)? {
+        return Ok(own.lineage);
+    }
+    let own = Own { lineage: random.max(1), start: 0, introduced: true, fenced: None };
+    write_own(log, &own)?;
+    Ok(own.lineage)
+}
+
 impl Lineages {
     /// Counts this start, durably. `random` becomes the lineage of a directory that has none.
     pub(crate) fn begin(log: &LogStore, random: u64) -> Result<Self, LineageError> {
         let opened_at = log.durable_batch().0;
         let known = Own { lineage: random.max(1), start: 0, introduced: true, fenced: None };
         let mut own = read_own(log)?.unwrap_or(known);
-        if let Some(reason) = own.fenced {
-            return Err(LineageError::Fenced { reason });
+        if let Some(Mark { reason, removed }) = own.fenced {
+            return Err(LineageError::Fenced { reason, removed });
         }
         let in_doubt = log.in_doubt();
         // The record that may be missing may be the note of the latest start.
@@ -279,6 +311,8 @@ impl Lineages {
             welcomed_by: watch::Sender::default(),
             refused_for_good: AtomicBool::new(false),
             fenced: watch::Sender::default(),
+            removed: Mutex::default(),
+            advertised: watch::Sender::default(),
         })
     }
 
@@ -404,7 +438,7 @@ impl Lineages {
             let known = Known { lineage, start, incarnation: 0, reached: 0 };
             let claim = Claim { identity: self.identity, incarnation: 1, reached: self.identity.opened_at };
             if let Err(misfit) = judge(Some(known), Some(claim)) {
-                self.fence(Fenced { by: None, reason: misfit.to_string() });
+                self.fence(Fenced { by: None, reason: misfit.to_string(), removed: false });
             }
             return;
         }
@@ -483,7 +517,7 @@ impl Lineages {
                 if own.fenced.is_some() {
                     return;
                 }
-                own.fenced = Some(fenced.reason.clone());
+                own.fenced = Some(Mark { reason: fenced.reason.clone(), removed: fenced.removed });
                 write_own(&this.log, &own)
             };
             if let Err(error) = noted {
@@ -511,6 +545,31 @@ impl Lineages {
         }
     }
 
+    /// These stores are no members any more; whoever speaks for one is told so.
+    pub(crate) fn set_removed(&self, removed: BTreeMap<StoreId, String>) {
+        *self.removed.lock().unwrap_or_else(PoisonError::into_inner) = removed;
+    }
+
+    /// See [`pontoon_transport::Inbound::removed`].
+    pub(crate) fn removed(&self, store: StoreId) -> Option<String> {
+        self.removed.lock().unwrap_or_else(PoisonError::into_inner).get(&store).cloned()
+    }
+
+    /// See [`pontoon_transport::Inbound::advertised`].
+    pub(crate) fn advertise(&self, from: StoreId, address: &str) {
+        self.advertised.send_if_modified(|known| {
+            let changed = known.get(&from).is_none_or(|known| known != address);
+            if changed {
+                known.insert(from, address.to_owned());
+            }
+            changed
+        });
+    }
+
+    pub(crate) fn advertised(&self) -> watch::Receiver<BTreeMap<StoreId, String>> {
+        self.advertised.subscribe()
+    }
+
     /// Who has taken this store since it started.
     pub(crate) fn welcomed_by(&self) -> BTreeSet<StoreId> {
         self.welcomed_by.borrow().clone()
@@ -536,8 +595,8 @@ fn write_own(log: &LogStore, own: &Own) -> Result<(), NoteError> {
     note.put_u64_le(own.lineage);
     note.put_u64_le(own.start);
     note.put_u8(u8::from(own.introduced));
-    if let Some(reason) = &own.fenced {
-        note.put_u8(1);
+    if let Some(Mark { reason, removed }) = &own.fenced {
+        note.put_u8(if *removed { REMOVED } else { REFUSED });
         note.put_slice(reason.as_bytes());
     }
     log.put_note(OWN_NOTE, &note)
@@ -551,7 +610,10 @@ fn read_own(log: &LogStore) -> Result<Option<Own>, LineageError> {
         return Err(unreadable());
     }
     let (lineage, start, introduced) = (bytes.get_u64_le(), bytes.get_u64_le(), bytes.get_u8() != 0);
-    let fenced = bytes.split_first().map(|(_, reason)| String::from_utf8_lossy(reason).into_owned());
+    let fenced = bytes.split_first().map(|(kind, reason)| Mark {
+        reason: String::from_utf8_lossy(reason).into_owned(),
+        removed: *kind == REMOVED,
+    });
     Ok(Some(Own { lineage, start, introduced, fenced }))
 }
 

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use bytes::Bytes;
-use pontoon_raft_core::types::{Configuration, GroupId, LogIndex, ReplicaId, SnapshotMeta, StoreId};
-use pontoon_raft_core::{Config as CoreConfig, Group, InitialState};
+use pontoon_flow::Class;
+use pontoon_raft_core::types::{Configuration, GroupId, LogIndex, ReplicaId, SnapshotMeta, StoreId, Term};
+use pontoon_raft_core::{Config as CoreConfig, Group, InitialState, ServerChangeDone};
 use pontoon_storage::{Batch, GroupWrite, LogStore};
 use pontoon_transport::{Transport, TransportConfig};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
-use tokio::sync::oneshot;
+use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::apply::{Applier, ApplyHandle, ApplyPool, Work, meta_at};
@@ -18,16 +19,22 @@ use crate::clock::Clock;
 use crate::config::NodeConfig;
 use crate::doubts::Doubts;
 use crate::error::{OpenGroupError, ProposeError, ReadError, StartError};
+use crate::flow::{Flow, FlowView, GroupFlow};
 use crate::group_host::{GroupHost, LogSize};
 use crate::inbound::{Delivery, LogEntries, shard_of, worker_of};
 use crate::lineage::Lineages;
 use crate::link_timers::LinkTimers;
+use crate::membership::EVENTS_MAX;
 use crate::proposals::{Budget, EntryIds, Waiter};
 use crate::shard::{Input, Shard};
 use crate::shared::GroupShared;
 use crate::state_machine::StateMachine;
 use crate::status::GroupStatus;
 use crate::timers::Timers;
+use crate::work_class;
+
+/// Elastic commands of this store's callers may take this part of the budget of waiting commands.
+const ELASTIC_PART: usize = 4;
 
 /// A running store: shards, apply workers, and the groups that they own. Cheap to clone.
 #[derive(Clone)]
@@ -52,12 +59,45 @@ struct Inner {
     apply: ApplyHandle,
     groups: RwLock<HashMap<GroupId, Arc<GroupShared>>>,
     doubts: Arc<Doubts>,
+    member_events: broadcast::Sender<(GroupId, ServerChangeDone)>,
     /// Opening reads the disk; one at a time is enough and keeps two openings of one group apart.
     opening: Mutex<()>,
     proposals: Arc<Budget>,
+    /// Elastic commands have to fit into this as well, so that they leave room for the others.
+    elastic: Arc<Budget>,
+    flow: Arc<Flow>,
     reads: Arc<Budget>,
     stopping: AtomicBool,
     threads: Mutex<Option<(ApplyPool, Vec<JoinHandle<()>>)>>,
+}
+
+/// How a replica that the log store does not have yet begins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Birth<'a> {
+    /// As one of the group's first voters.
+    Founding(&'a [ReplicaId]),
+    /// Into a group that exists: without members, until its leader says who they are.
+    Joining(ReplicaId),
+}
+
+impl<'a> Birth<'a> {
+    fn founders(self) -> Option<&'a [ReplicaId]> {
+        match self {
+            Self::Founding(voters) => Some(voters),
+            Self::Joining(_) => None,
+        }
+    }
+
+    fn replica(self, on: StoreId) -> Option<ReplicaId> {
+        match self {
+            Self::Founding(voters) => voters.iter().copied().find(|r| r.store == on),
+            Self::Joining(replica) => Some(replica).filter(|r| r.store == on),
+        }
+    }
+
+    fn configuration(self) -> Configuration {
+        Configuration::of_voters(self.founders().unwrap_or_default().iter().copied())
+    }
 }
 
 /// What is waited for, in numbers.
@@ -96,8 +136,13 @@ impl Node {
         let (shards, inboxes): (Vec<_>, Vec<_>) =
             (0..config.shards.max(1)).map(|_| unbounded_channel()).unzip();
         let shards: Arc<[_]> = shards.into();
-        let delivery =
-            Delivery { shards: Arc::clone(&shards), apply: apply.clone(), lineages: Arc::clone(&lineages) };
+        let flow = Arc::new(Flow::new(config.flow, config.flow_limits));
+        let delivery = Delivery {
+            shards: Arc::clone(&shards),
+            apply: apply.clone(),
+            lineages: Arc::clone(&lineages),
+            flow: Arc::clone(&flow),
+        };
         let transport = Transport::start(
             transport,
             Arc::new(delivery),
@@ -106,6 +151,7 @@ impl Node {
         );
         link_timers.attach(&transport);
         let doubts = Doubts::new(&log);
+        let member_events = broadcast::Sender::new(EVENTS_MAX);
         let tasks = inboxes
             .into_iter()
             .enumerate()
@@ -118,11 +164,15 @@ impl Node {
                     apply: apply.clone(),
                     inbox,
                     own_inbox: shards[n].clone(),
+                    shards: Arc::clone(&shards),
+                    flow: Arc::clone(&flow),
+                    wakes: std::collections::BTreeSet::new(),
                     groups: HashMap::new(),
                     timers: Timers::default(),
                     dirty: Vec::new(),
                     permits: Vec::new(),
                     doubts: Arc::clone(&doubts),
+                    member_events: member_events.clone(),
                     failed: false,
                 };
                 tokio::spawn(shard.run())
@@ -130,7 +180,12 @@ impl Node {
             .collect();
         let inner = Inner {
             proposals: Budget::new(config.proposals_max, config.proposal_bytes_max),
+            elastic: Budget::new(
+                (config.proposals_max / ELASTIC_PART).max(1),
+                (config.proposal_bytes_max / ELASTIC_PART).max(1),
+            ),
             reads: Budget::new(config.reads_max, usize::MAX),
+            flow,
             config,
             clock,
             log,
@@ -141,6 +196,7 @@ impl Node {
             apply,
             groups: RwLock::default(),
             doubts,
+            member_events,
             opening: Mutex::new(()),
             stopping: AtomicBool::new(false),
             threads: Mutex::new(Some((pool, tasks))),
@@ -176,6 +232,15 @@ impl Node {
         &self.inner.lineages
     }
 
+    pub(crate) fn member_events(&self) -> &broadcast::Sender<(GroupId, ServerChangeDone)> {
+        &self.inner.member_events
+    }
+
+    /// Hands something to the shard of a group; `false` if the group is not served here.
+    pub(crate) fn tell_shard(&self, group: GroupId, input: Input) -> bool {
+        self.shared(group).is_some_and(|shared| self.inner.shards[shared.shard].send(input).is_ok())
+    }
+
     /// What waits now.
     #[must_use]
     pub fn load(&self) -> Load {
@@ -195,18 +260,27 @@ impl Node {
         voters: &[ReplicaId],
         machine: Box<dyn StateMachine>,
     ) -> Result<(), OpenGroupError> {
+        self.open_replica(group, Birth::Founding(voters), machine)
+    }
+
+    pub(crate) fn open_replica(
+        &self,
+        group: GroupId,
+        birth: Birth<'_>,
+        machine: Box<dyn StateMachine>,
+    ) -> Result<(), OpenGroupError> {
         let _one_at_a_time = self.inner.opening.lock().unwrap_or_else(PoisonError::into_inner);
         if self.shared(group).is_some() {
             return Ok(());
         }
         let is_new = self.inner.log.group(group).is_none();
-        let (host, applier) = self.prepare(group, voters, machine)?;
+        let (host, applier) = self.prepare(group, birth, machine)?;
         let shared = Arc::clone(&host.shared);
         self.inner.apply.send(shared.worker, Work::Open(Box::new(applier)));
         let shard = shared.shard;
         self.inner.groups.write().unwrap_or_else(PoisonError::into_inner).insert(group, shared);
         let _ = self.inner.shards[shard].send(Input::Open { host: Box::new(host) });
-        if is_new && self.stands_first(group, voters) {
+        if is_new && birth.founders().is_some_and(|voters| self.stands_first(group, voters)) {
             let (answer, _) = oneshot::channel();
             let _ = self.inner.shards[shard].send(Input::TakeLeadership { group, answer });
         }
@@ -224,13 +298,13 @@ impl Node {
     fn prepare(
         &self,
         group: GroupId,
-        voters: &[ReplicaId],
+        birth: Birth<'_>,
         mut machine: Box<dyn StateMachine>,
     ) -> Result<(GroupHost, Applier), OpenGroupError> {
         let inner = &self.inner;
         let state = match inner.log.group(group) {
             Some(state) => state,
-            None => self.create_replica(group, voters, machine.as_ref())?,
+            None => self.create_replica(group, birth, machine.as_ref())?,
         };
         if state.snapshot.index > machine.applied() {
             // A crash came between the log's reset to a received snapshot and the machine's.
@@ -263,18 +337,21 @@ impl Node {
                 .map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
             ..CoreConfig::default()
         };
+        let in_doubt = inner.doubts.in_doubt();
+        let restored = if in_doubt { Term(u64::MAX) } else { state.hard_state.term };
         let initial = InitialState {
             hard_state: state.hard_state,
             commit: state.commit,
             applied,
             snapshot: state.snapshot.clone(),
             last_index: state.last_index,
-            doubt: inner.doubts.in_doubt(),
+            doubt: in_doubt,
         };
         let core = Group::new(config, initial, inner.log.reader(group), inner.clock.now())
             .map_err(|source| OpenGroupError::Core { group, reason: source.to_string() })?;
         let size = self.log_size(group, &state.snapshot, state.last_index)?;
-        let host = GroupHost::new(core, Arc::clone(&shared), state.snapshot, size, meta.term);
+        let flow = GroupFlow::new(applied, inner.config.flow_backlog);
+        let host = GroupHost::new(core, Arc::clone(&shared), state.snapshot, size, meta.term, restored, flow);
         let applier =
             Applier { shared: Arc::clone(&shared), machine, inbox: inner.shards[shared.shard].clone(), meta };
         Ok((host, applier))
@@ -284,13 +361,11 @@ impl Node {
     fn create_replica(
         &self,
         group: GroupId,
-        voters: &[ReplicaId],
+        birth: Birth<'_>,
         machine: &dyn StateMachine,
     ) -> Result<pontoon_storage::GroupState, OpenGroupError> {
-        let replica = *voters
-            .iter()
-            .find(|r| r.store == self.store())
-            .ok_or(OpenGroupError::NotAMember { group, store: self.store() })?;
+        let replica =
+            birth.replica(self.store()).ok_or(OpenGroupError::NotAMember { group, store: self.store() })?;
         // The log store would take this for a mistake of ours that endangers everything, and fail.
         if self.inner.log.tombstone(group).is_some_and(|destroyed| replica.number <= destroyed.number) {
             return Err(OpenGroupError::Destroyed { group, replica });
@@ -302,7 +377,7 @@ impl Node {
         let mut write = GroupWrite { group, ..GroupWrite::default() };
         write.create = Some(replica);
         write.snapshot = Some(SnapshotMeta {
-            configuration: Configuration::of_voters(voters.iter().copied()),
+            configuration: birth.configuration(),
             election_timer_ms: self.inner.config.election_timer_ms,
             ..SnapshotMeta::default()
         });
@@ -355,8 +430,8 @@ impl Node {
         }
     }
 
-    /// Closes a group that is deleted and forgets its log; its id can never be used again on this store. Returns when
-    /// that is durable.
+    /// Closes a group that is deleted, or whose replica here was removed from it, and forgets its log; only a replica with a
+    /// higher number can be opened here again. Returns when that is durable.
     ///
     /// # Errors
     /// The log store has failed.
@@ -411,6 +486,14 @@ impl Node {
     /// # Cancel safety
     /// Dropping the future gives up the wait; the command may still be executed.
     pub async fn propose(&self, group: GroupId, data: Bytes) -> Result<Bytes, ProposeError> {
+        self.propose_as(group, work_class::current(), data).await
+    }
+
+    /// [`Node::propose`] for work of this class; `propose` takes the class from [`with_class`](crate::with_class).
+    ///
+    /// # Errors
+    /// As for `propose`. `Overloaded` also if the followers' stores had no room for the command within its time.
+    pub async fn propose_as(&self, group: GroupId, class: Class, data: Bytes) -> Result<Bytes, ProposeError> {
         let inner = &self.inner;
         let shared = self.shared(group).ok_or(ProposeError::NoReplica { group })?;
         if inner.stopping.load(Ordering::Relaxed) || shared.is_stopped() {
@@ -420,9 +503,15 @@ impl Node {
             .proposals
             .take(data.len())
             .ok_or(ProposeError::Overloaded { what: "this store's budget of waiting commands" })?;
+        let _elastic_place = match class {
+            Class::Regular => None,
+            Class::Elastic => Some(inner.elastic.take(data.len()).ok_or(ProposeError::Overloaded {
+                what: "this store's budget of waiting elastic commands",
+            })?),
+        };
         let id = inner.ids.next();
         let (reply, mut answer) = oneshot::channel();
-        shared.waiters.lock().insert(id, Waiter::new(reply, data));
+        shared.waiters.lock().insert(id, Waiter::new(reply, class, data));
         let _gone = Forget { shared: &shared, id };
         if shared.is_stopped() {
             // It stopped between the first look and the insertion, and has answered those who were there.
@@ -446,6 +535,9 @@ impl Node {
                 continue;
             }
             return match waiters.remove(&id) {
+                Some(waiter) if !waiter.attempt.is_under_way() && shared.waits_for_room() => {
+                    Err(ProposeError::Overloaded { what: "what the followers' stores take now" })
+                }
                 Some(waiter) if !waiter.attempt.is_under_way() => Err(ProposeError::NoLeader),
                 Some(_) => Err(ProposeError::TimedOut),
                 None => answer.try_recv().unwrap_or(Err(ProposeError::TimedOut)),
@@ -547,6 +639,28 @@ impl Node {
         self.inner.stopping.store(true, Ordering::Relaxed);
         for shard in self.inner.shards.iter() {
             let _ = shard.send(Input::HandOver);
+        }
+    }
+
+    /// Flow control at this moment: the tokens for each destination store, and who waits for them.
+    #[must_use]
+    pub fn flow(&self) -> FlowView {
+        self.inner.flow.view()
+    }
+
+    /// Switches what flow control governs, while the store runs.
+    pub fn set_flow_mode(&self, mode: pontoon_flow::Mode) {
+        self.inner.flow.set_mode(mode);
+        for shard in self.inner.shards.iter() {
+            let _ = shard.send(Input::FlowSwitched);
+        }
+    }
+
+    /// Changes the limits of the token pools, to the nearest that are allowed, while the store runs.
+    pub fn set_flow_limits(&self, limits: pontoon_flow::Limits) {
+        self.inner.flow.set_limits(limits);
+        for shard in self.inner.shards.iter() {
+            let _ = shard.send(Input::FlowSwitched);
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use pontoon_flow::Class;
 use pontoon_raft_core::Attempt;
 use pontoon_raft_core::types::{EntryId, Term};
 use tokio::sync::oneshot;
@@ -22,6 +23,8 @@ pub(crate) type ProposalResult = Result<Bytes, ProposeError>;
 pub(crate) struct Waiter {
     /// Wakes the caller.
     pub(crate) reply: oneshot::Sender<ProposalResult>,
+    /// What kind of work it is.
+    pub(crate) class: Class,
     /// The command, kept so that it can be proposed again once it is certain that an earlier attempt came to nothing.
     pub(crate) data: Bytes,
     /// Whether it is in a leader's hands, and when it may be handed on again without being executed twice.
@@ -33,8 +36,8 @@ pub(crate) struct Waiter {
 }
 
 impl Waiter {
-    pub(crate) fn new(reply: oneshot::Sender<ProposalResult>, data: Bytes) -> Self {
-        Self { reply, data, attempt: Attempt::default(), number: 0, alive_until: None }
+    pub(crate) fn new(reply: oneshot::Sender<ProposalResult>, class: Class, data: Bytes) -> Self {
+        Self { reply, class, data, attempt: Attempt::default(), number: 0, alive_until: None }
     }
 
     /// Whether an answer about this attempt says something about the command now.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use pontoon_flow::Class;
 use pontoon_raft_core::relay::Verdict;
 use pontoon_raft_core::types::{LogIndex, StoreId};
 use pontoon_raft_core::{Proposal, ProposeError as CoreProposeError};
@@ -9,6 +10,7 @@ use pontoon_storage::NoSpace;
 use pontoon_transport::{NotQueued, ProposalOutcome, ProposalReply, QueueFull, RelayedProposal, Transport};
 
 use crate::error::{ProposeError, ReadError};
+use crate::flow::{Flow, Gate, refuses_relayed};
 use crate::group_host::{GroupHost, ReadBatch};
 use crate::hand_over::Room;
 use crate::proposals::RELAYED_CHARGE_BYTES;
@@ -21,19 +23,21 @@ pub(crate) const RETRY_MS: u64 = 50;
 pub(crate) fn route_commands(
     host: &mut GroupHost,
     transport: &Transport,
+    flow: &Flow,
     now: u64,
     no_space: Option<&NoSpace>,
 ) {
     if let Some(no_space) = no_space
         && host.core.is_leader()
     {
-        return keep_off(host, transport, now, no_space);
+        return keep_off(host, transport, flow, now, no_space);
     }
     if host.core.is_leader() && host.appending.is_some() {
         // They go with the next sync; its predecessor's end brings the group back here.
         return;
     }
-    take_relayed(host, transport, now, None);
+    let mut gate = Gate::default();
+    take_relayed(host, transport, flow, &mut gate, now, None);
     if host.arrived.is_empty() || host.retry_at.is_some_and(|at| at > now && !host.core.is_leader()) {
         return;
     }
@@ -52,19 +56,29 @@ pub(crate) fn route_commands(
     };
     let term = host.core.term();
     let mut waiters = host.shared.waiters.lock();
-    let ids = std::mem::take(&mut host.arrived);
+    let mut ids = std::mem::take(&mut host.arrived);
     if host.core.is_leader() {
-        let proposals: Vec<_> = ids
-            .iter()
-            .filter_map(|id| {
-                waiters.get(id).map(|w| Proposal { id: *id, data: w.data.clone(), prerequisite: None })
-            })
-            .collect();
+        let (mut proposals, mut classes) = (Vec::new(), Vec::new());
+        ids.retain(|id| {
+            let Some(waiter) = waiters.get(id) else { return false };
+            if !gate.passes(&mut host.flow, flow, waiter.class, waiter.data.len()) {
+                host.arrived.push(*id);
+                return false;
+            }
+            proposals.push(Proposal { id: *id, data: waiter.data.clone(), prerequisite: None });
+            classes.push(waiter.class);
+            true
+        });
+        host.shared.set_waits_for_room(!host.arrived.is_empty());
+        if !host.arrived.is_empty() {
+            host.flow.waits(now);
+        }
         if proposals.is_empty() {
             return;
         }
         match host.core.propose(now, proposals) {
-            Ok(_) => {
+            Ok(range) => {
+                host.flow.note_proposed(range, classes.into_iter());
                 for id in &ids {
                     if let Some(waiter) = waiters.get_mut(id) {
                         waiter.attempt.handed_on(term);
@@ -83,6 +97,8 @@ pub(crate) fn route_commands(
             }
             Err(error) => {
                 tracing::debug!(group = %host.shared.id, %error, "commands wait");
+                // In the order in which they came: those that wait for tokens behind.
+                ids.append(&mut host.arrived);
                 host.arrived = ids;
                 host.retry_at = Some(now + RETRY_MS);
             }
@@ -93,8 +109,8 @@ pub(crate) fn route_commands(
         for id in ids {
             let Some(waiter) = waiters.get_mut(&id) else { continue };
             let at = host.relay.sent(now, id, term, host.core.election_timer_ms());
-            let data = waiter.data.clone();
-            let relayed = RelayedProposal { group: host.shared.id, term, id, at, asks: false, data };
+            let (class, data) = (waiter.class, waiter.data.clone());
+            let relayed = RelayedProposal { group: host.shared.id, term, id, at, asks: false, class, data };
             match transport.send_proposal(leader.store, relayed) {
                 Ok(()) => {
                     waiter.attempt.handed_on(term);
@@ -118,8 +134,8 @@ pub(crate) fn route_commands(
 }
 
 /// This replica leads, and its disk has no room: commands wait for a leader that has, or are refused.
-fn keep_off(host: &mut GroupHost, transport: &Transport, now: u64, no_space: &NoSpace) {
-    take_relayed(host, transport, now, Some(no_space));
+fn keep_off(host: &mut GroupHost, transport: &Transport, flow: &Flow, now: u64, no_space: &NoSpace) {
+    take_relayed(host, transport, flow, &mut Gate::default(), now, Some(no_space));
     if host.hand_over.room != Room::Refused {
         if !host.arrived.is_empty() || !host.held.is_empty() {
             host.retry_at = Some(now + RETRY_MS);
@@ -134,7 +150,14 @@ fn keep_off(host: &mut GroupHost, transport: &Transport, now: u64, no_space: &No
 
 /// Proposes what other stores relayed, if this replica leads in the term that they saw and its disk has room, and answers
 /// their questions. While somebody else is asked to lead, what arrived is in progress.
-fn take_relayed(host: &mut GroupHost, transport: &Transport, now: u64, no_space: Option<&NoSpace>) {
+fn take_relayed(
+    host: &mut GroupHost,
+    transport: &Transport,
+    flow: &Flow,
+    gate: &mut Gate,
+    now: u64,
+    no_space: Option<&NoSpace>,
+) {
     if host.relayed.is_empty() && host.held.is_empty() {
         return;
     }
@@ -178,10 +201,33 @@ fn take_relayed(host: &mut GroupHost, transport: &Transport, now: u64, no_space:
     if let Some(no_space) = no_space {
         return refuse(fit, &ProposalOutcome::NoSpace { what: no_space.to_string() });
     }
+    let (fit, waiting): (Vec<_>, Vec<_>) =
+        fit.into_iter().partition(|(_, p)| gate.passes(&mut host.flow, flow, p.class, p.data.len()));
+    if waiting.is_empty() {
+        host.flow.relayed_wait_since = None;
+    } else if refuses_relayed(host, now, !fit.is_empty()) {
+        for (from, p) in waiting {
+            host.ledgers.of(from, p.id).refused(p.term, p.at.number);
+            answer(from, &p, &ProposalOutcome::Overloaded);
+        }
+    } else {
+        host.relayed_bytes = waiting.iter().map(|(_, p)| p.data.len() + RELAYED_CHARGE_BYTES).sum();
+        host.held = waiting;
+        host.flow.waits(now);
+    }
+    if fit.is_empty() {
+        return;
+    }
     let proposals = fit.iter().map(|(_, p)| Proposal { id: p.id, data: p.data.clone(), prerequisite: None });
+    let mut refuse = |refused: Vec<(StoreId, RelayedProposal)>, why: &ProposalOutcome| {
+        for (from, p) in refused {
+            host.ledgers.of(from, p.id).refused(p.term, p.at.number);
+            answer(from, &p, why);
+        }
+    };
     match host.core.propose(now, proposals) {
         // The relaying store hears of the outcome from its own log.
-        Ok(_) => {}
+        Ok(range) => host.flow.note_proposed(range, fit.iter().map(|(_, p)| p.class)),
         Err(CoreProposeError::Overloaded { .. }) => refuse(fit, &ProposalOutcome::Overloaded),
         Err(_) => refuse(fit, &not_leader),
     }
@@ -202,7 +248,8 @@ pub(crate) fn ask_relayed(host: &mut GroupHost, transport: &Transport, now: u64)
     // Of attempts of earlier terms the log will tell.
     for (id, of, at) in due.ask.into_iter().filter(|(_, of, _)| *of == term) {
         let data = bytes::Bytes::new();
-        let question = RelayedProposal { group: host.shared.id, term: of, id, at, asks: true, data };
+        let class = Class::Regular;
+        let question = RelayedProposal { group: host.shared.id, term: of, id, at, asks: true, class, data };
         if let Err(error) = transport.send_proposal(leader.store, question) {
             tracing::debug!(group = %host.shared.id, %error, "cannot ask about a command");
         }

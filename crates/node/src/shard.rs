@@ -7,17 +7,19 @@
 //! bounded, because everything that enters it is: proposals and reads by the node's budgets, messages by the transport's
 //! receive budget, and the rest by what the shard itself has asked for.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pontoon_raft_core::Heard;
 use pontoon_raft_core::message::{Body, Message};
 use pontoon_raft_core::relay::Relay;
 use pontoon_raft_core::types::{EntryId, GroupId, LogIndex, ReplicaId, SnapshotMeta, StoreId, Term, Ticket};
+use pontoon_raft_core::{ServerChangeDone, ServerChangeError, ServerPhase};
 use pontoon_storage::{Batch, GroupWrite, LogStore};
-use pontoon_transport::{ProposalOutcome, ProposalReply, ReceivePermit, RelayedProposal, Transport};
+use pontoon_transport::{ProposalOutcome, ProposalReply, ReceivePermit, RelayedProposal, Report, Transport};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
-use tokio::sync::oneshot;
+use tokio::sync::{broadcast, oneshot};
 use tokio::time::Instant;
 
 use crate::apply::{ApplyHandle, SnapshotBox, Work};
@@ -25,8 +27,10 @@ use crate::clock::Clock;
 use crate::config::NodeConfig;
 use crate::doubts::Doubts;
 use crate::error::{ProposeError, ReadError};
+use crate::flow::{self, Flow, Happened};
 use crate::group_host::{Election, GroupHost};
 use crate::hand_over::{self, DiskHealth, look_for_room};
+use crate::membership::MemberRequest;
 use crate::proposals::RELAYED_CHARGE_BYTES;
 use crate::retention::{compaction, wants_sync};
 use crate::routing::{RETRY_MS, ask_relayed, finish_read, route_commands, start_reads};
@@ -99,6 +103,19 @@ pub(crate) enum Input {
         store: StoreId,
         refused: bool,
     },
+    LinkUp {
+        store: StoreId,
+    },
+    /// Followers elsewhere say what they have admitted.
+    Reports {
+        reports: Vec<Report>,
+    },
+    /// Groups that waited for tokens.
+    TokensFor {
+        groups: Vec<GroupId>,
+    },
+    /// Flow control was switched: all groups are to be looked at.
+    FlowSwitched,
     Open {
         host: Box<GroupHost>,
     },
@@ -125,6 +142,11 @@ pub(crate) enum Input {
         millis: u64,
         answer: oneshot::Sender<Result<(), String>>,
     },
+    ChangeMembers {
+        group: GroupId,
+        request: MemberRequest,
+        answer: oneshot::Sender<Result<ServerPhase, ServerChangeError>>,
+    },
     /// Hand all leaderships over: the store is about to stop.
     HandOver,
 }
@@ -138,6 +160,11 @@ pub(crate) struct Shard {
     pub(crate) apply: ApplyHandle,
     pub(crate) inbox: UnboundedReceiver<Input>,
     pub(crate) own_inbox: UnboundedSender<Input>,
+    /// The inboxes of all shards.
+    pub(crate) shards: Arc<[UnboundedSender<Input>]>,
+    pub(crate) flow: Arc<Flow>,
+    /// Groups that tokens have come for, of all shards.
+    pub(crate) wakes: BTreeSet<GroupId>,
     pub(crate) groups: HashMap<GroupId, GroupHost>,
     pub(crate) timers: Timers,
     pub(crate) dirty: Vec<GroupId>,
@@ -145,6 +172,8 @@ pub(crate) struct Shard {
     /// is slow takes less, rather than gathering it in memory.
     pub(crate) permits: Vec<Arc<ReceivePermit>>,
     pub(crate) doubts: Arc<Doubts>,
+    /// Where the ends of changes of members are told.
+    pub(crate) member_events: broadcast::Sender<(GroupId, ServerChangeDone)>,
     pub(crate) failed: bool,
 }
 
@@ -189,6 +218,8 @@ impl Shard {
                     mark(&mut self.dirty, host);
                 }
             }
+            // What the inputs freed may be all that there is to look at.
+            self.hand_on_tokens();
             // A look at a group can make another one useful (a command that its own leader took over); a few suffice,
             // and what is left after them waits for the next turn of the loop.
             for _ in 0..LOOKS_PER_ROUND {
@@ -244,13 +275,27 @@ impl Shard {
                 }
             }
             Input::LinkDown { store, refused } => self.link_down(now, store, refused),
+            Input::LinkUp { store } => self.link_up(now, store),
+            Input::Reports { reports } => self.reports(now, reports),
+            Input::TokensFor { groups } => {
+                for group in groups {
+                    self.tokens_for(group);
+                }
+            }
+            Input::FlowSwitched => {
+                let all: Vec<_> = self.groups.keys().copied().collect();
+                for group in all {
+                    self.on(group, |_| ());
+                }
+            }
             Input::Open { host } => {
                 let group = host.shared.id;
                 self.groups.insert(group, *host);
                 self.on(group, |_| ());
             }
             Input::Close { group, done } => {
-                if let Some(host) = self.groups.remove(&group) {
+                if let Some(mut host) = self.groups.remove(&group) {
+                    host.flow.close(group, &self.flow);
                     host.shared.stop("the group was closed");
                     self.timers.set(group, None);
                     self.apply.send(host.shared.worker, Work::Close(group, done));
@@ -275,6 +320,7 @@ impl Shard {
                     result = if disk.hangs(host) {
                         Err(format!("the disk of this store hangs, so it cannot lead group {group} now; try another store"))
                     } else {
+                        host.asked_to_lead = true;
                         host.core.campaign(now);
                         Ok(())
                     };
@@ -289,6 +335,10 @@ impl Shard {
                 });
                 let _ = answer.send(result);
             }
+            // Without the group here the sender is dropped, which is the answer.
+            Input::ChangeMembers { group, request, answer } => self.on(group, |host| {
+                let _ = answer.send(request.ask(host, now));
+            }),
             Input::HandOver => {
                 let led: Vec<_> =
                     self.groups.iter().filter(|(_, h)| h.core.is_leader()).map(|(id, _)| *id).collect();
@@ -318,6 +368,7 @@ impl Shard {
             tracing::debug!(%group, message = %message.body, "the disk is in no state for this message");
             return;
         }
+        host.asked_to_lead |= matches!(message.body, Body::TimeoutNow);
         if let Err(error) = host.core.step(now, message) {
             tracing::debug!(%group, %error, "refused a message");
         }
@@ -357,45 +408,33 @@ impl Shard {
         for reply in replies {
             let Some(host) = self.groups.get_mut(&reply.group) else { continue };
             // The answer to an earlier attempt comes late: the command may be in the log by the one that came after it.
-            let waiters = host.shared.waiters.lock();
-            if !waiters.get(&reply.id).is_some_and(|waiter| waiter.is_of(reply.term, reply.number)) {
+            let mut waiters = host.shared.waiters.lock();
+            let waiter = waiters.get_mut(&reply.id);
+            let Some(waiter) = waiter.filter(|waiter| waiter.is_of(reply.term, reply.number)) else {
                 continue;
-            }
-            drop(waiters);
-            match reply.outcome {
-                ProposalOutcome::NotSent | ProposalOutcome::NotLeader { .. } => {
+            };
+            let (now, status) = (self.clock.now(), reply.outcome.status());
+            match waiter.attempt.heard(reply.term, status) {
+                Heard::Late => {}
+                Heard::HandOn => {
                     host.relay.over(reply.number);
-                    if let Some(waiter) = host.shared.waiters.lock().get_mut(&reply.id)
-                        && waiter.attempt.refused(reply.term)
-                    {
-                        host.arrived.push(reply.id);
-                        host.retry_at = Some(host.retry_at.map_or(retry_at, |at| at.min(retry_at)));
-                    }
+                    host.arrived.push(reply.id);
+                    host.retry_at = Some(host.retry_at.map_or(retry_at, |at| at.min(retry_at)));
                 }
                 // Its fate is told by this store's own log.
-                ProposalOutcome::Accepted { .. } | ProposalOutcome::InProgress => {
-                    let now = self.clock.now();
+                Heard::Wait => {
                     host.relay.in_progress(now, reply.id, reply.term, reply.number);
                     let patience = Duration::from_millis(2 * host.core.election_timer_ms());
-                    if let Some(waiter) = host.shared.waiters.lock().get_mut(&reply.id) {
-                        waiter.alive_until = Some(Instant::now() + patience);
+                    waiter.alive_until = Some(Instant::now() + patience);
+                }
+                Heard::End(status) => {
+                    tracing::debug!(group = %reply.group, %status, outcome = ?reply.outcome, "the leader's store refuses a command");
+                    if let Some(waiter) = waiters.remove(&reply.id) {
+                        let _ = waiter.reply.send(Err(ProposeError::refused(reply.outcome)));
                     }
                 }
-                ProposalOutcome::Failed { reason } => {
-                    tracing::warn!(group = %reply.group, %reason, "the leader's store refuses a command");
-                    host.shared.waiters.finish(
-                        reply.id,
-                        Err(ProposeError::Stopped { reason: "the leader's store refuses commands" }),
-                    );
-                }
-                ProposalOutcome::NoSpace { what } => {
-                    host.shared.waiters.finish(reply.id, Err(ProposeError::NoSpace { what: what.into() }));
-                }
-                ProposalOutcome::Overloaded => host.shared.waiters.finish(
-                    reply.id,
-                    Err(ProposeError::Overloaded { what: "the leader's budget of uncommitted bytes" }),
-                ),
             }
+            drop(waiters);
             // Not marked dirty: the retry waits for a new leader or for `retry_at`.
             set_timer(&mut self.timers, host);
         }
@@ -423,6 +462,7 @@ impl Shard {
     fn applied(&mut self, group: GroupId, index: LogIndex, term: Term) {
         let Some(host) = self.groups.get_mut(&group) else { return };
         host.core.applied(index);
+        host.flow.note_applied(index);
         if term > host.applied_term {
             host.applied_term = term;
             // What was handed to an earlier leader and is not applied by now never will be: try again.
@@ -437,11 +477,25 @@ impl Shard {
 
     fn link_down(&mut self, now: u64, store: StoreId, refused: bool) {
         for host in self.groups.values_mut() {
+            let peers = if host.core.is_leader() { peers_on(host, store) } else { Vec::new() };
+            host.flow.link_lost(&self.flow, now, &peers);
             if host.core.leader().is_some_and(|leader| leader.store == store) {
                 if refused {
                     host.core.leader_lost(now);
                 } else {
                     host.core.wake(now);
+                }
+                mark(&mut self.dirty, host);
+            }
+        }
+    }
+
+    /// What was under way on the old link does not arrive any more.
+    fn link_up(&mut self, now: u64, store: StoreId) {
+        for host in self.groups.values_mut() {
+            if host.core.is_leader() {
+                for peer in peers_on(host, store) {
+                    host.core.link_established(now, peer);
                 }
                 mark(&mut self.dirty, host);
             }
@@ -496,9 +550,10 @@ impl Shard {
             if host.retry_at.is_some_and(|at| at <= now) {
                 host.retry_at = None;
             }
+            flow::begin(host, &self.flow, now);
             if !self.failed {
                 look_for_room(host, now, disk);
-                route_commands(host, &self.transport, now, no_space.as_ref());
+                route_commands(host, &self.transport, &self.flow, now, no_space.as_ref());
                 ask_relayed(host, &self.transport, now);
                 start_reads(host, now);
             } else {
@@ -507,7 +562,9 @@ impl Shard {
             }
             let mut write = GroupWrite { group, ..GroupWrite::default() };
             let mut writes = false;
+            flow::plan(host, &self.flow, now);
             let mut ready = host.core.ready();
+            let mut happened = Happened::default();
             if host.in_doubt && !host.core.in_doubt() {
                 host.in_doubt = false;
                 self.doubts.settled(group);
@@ -515,7 +572,7 @@ impl Shard {
             if let Some(change) = ready.state_change.take() {
                 note_state_change(host, &change, now);
                 if !host.arrived.is_empty() {
-                    route_commands(host, &self.transport, now, no_space.as_ref());
+                    route_commands(host, &self.transport, &self.flow, now, no_space.as_ref());
                     // What the leader's own core took over comes with a second look.
                     if host.core.has_ready() {
                         mark(&mut self.dirty, host);
@@ -533,6 +590,7 @@ impl Shard {
                     write.leads = note_leader(host);
                 }
                 host.note_appended(persist.truncate_from, &persist.entries);
+                happened.appended(&host.flow, &persist.entries);
                 tickets.push((group, persist.ticket));
                 write.hard_state = persist.hard_state;
                 write.snapshot = persist.snapshot;
@@ -547,11 +605,20 @@ impl Shard {
                         self.apply.send(host.shared.worker, Work::Snapshot(group, message.to));
                     }
                 } else {
+                    happened.sent(&mut host.flow, &message);
                     outgoing.push(group, message);
                 }
             }
+            if let Some(report) = flow::end(host, &self.flow, now, &happened, &mut self.wakes) {
+                outgoing.reports.push(report);
+            }
             for read in ready.reads {
                 finish_read(host, read.context, read.index, now);
+            }
+            for done in ready.server_changes {
+                tracing::info!(%group, replica = %done.replica, added = done.add, outcome = ?done.outcome, "a change of members ended");
+                // Nobody may be listening.
+                let _ = self.member_events.send((group, done));
             }
             for dropped in ready.dropped {
                 // Overwritten here does not yet mean dead everywhere; `applied_term` decides that. Nothing to do.
@@ -594,6 +661,10 @@ impl Shard {
         for (store, messages) in outgoing.by_store {
             self.transport.send_all(store, messages);
         }
+        for report in outgoing.reports {
+            self.transport.send_reports(report.to.store, [report]);
+        }
+        self.hand_on_tokens();
         for (worker, work) in applies {
             self.apply.send(worker, work);
         }
@@ -604,6 +675,7 @@ impl Shard {
 #[derive(Default)]
 struct Outgoing {
     by_store: Vec<(StoreId, Vec<(GroupId, Message)>)>,
+    reports: Vec<Report>,
 }
 
 impl Outgoing {
@@ -623,14 +695,15 @@ fn note_leader(host: &mut GroupHost) -> Option<Term> {
 }
 
 /// Puts a group on the list of those to look at.
-fn mark(dirty: &mut Vec<GroupId>, host: &mut GroupHost) {
+pub(crate) fn mark(dirty: &mut Vec<GroupId>, host: &mut GroupHost) {
     if !std::mem::replace(&mut host.dirty, true) {
         dirty.push(host.shared.id);
     }
 }
 
 fn set_timer(timers: &mut Timers, host: &GroupHost) {
-    let deadlines = [host.core.next_deadline(), host.retry_at, host.relay.next_deadline()];
+    let deadlines =
+        [host.core.next_deadline(), host.retry_at, host.relay.next_deadline(), host.flow.next_deadline()];
     let hold = host.hand_over.hold_until.unwrap_or(0);
     timers.set(host.shared.id, deadlines.into_iter().flatten().min().map(|at| at.max(hold)));
 }
@@ -655,12 +728,17 @@ fn note_state_change(host: &mut GroupHost, change: &pontoon_raft_core::ready::St
     use pontoon_raft_core::types::Role;
     let group = host.shared.id;
     match change.role {
-        Role::Candidate => host.election = Some(Election { started_ms: now, won_ms: None }),
-        Role::Leader => {
-            let started_ms = host.election.filter(|e| e.won_ms.is_none()).map_or(now, |e| e.started_ms);
-            host.election = Some(Election { started_ms, won_ms: Some(now) });
+        Role::Candidate => {
+            let asked = std::mem::take(&mut host.asked_to_lead);
+            host.election = Some(Election { started_ms: now, asked, won_ms: None });
         }
-        Role::Follower | Role::PreCandidate => {}
+        Role::Leader => {
+            let asked = std::mem::take(&mut host.asked_to_lead);
+            let open = host.election.filter(|e| e.won_ms.is_none());
+            let begun = open.unwrap_or(Election { started_ms: now, asked, won_ms: None });
+            host.election = Some(Election { won_ms: Some(now), ..begun });
+        }
+        Role::Follower | Role::PreCandidate => host.asked_to_lead = false,
     }
     let leader = change.leader.map(|l| l.store);
     let was = (host.shared.term(), host.shared.leader());

@@ -30,6 +30,8 @@ pub(crate) struct GroupShared {
     term: AtomicU64,
     /// Written by the shard: the leader's store, 0 if unknown.
     leader: AtomicU64,
+    /// Written by the shard: commands wait for the followers' stores to have room.
+    waits_for_room: AtomicBool,
     /// Reads whose index is confirmed and not yet applied here.
     readers: Mutex<BTreeMap<LogIndex, Vec<oneshot::Sender<ReadResult>>>>,
     /// Set once the replica cannot go on (its state machine failed, or it was closed).
@@ -47,6 +49,7 @@ impl GroupShared {
             commit: AtomicU64::new(applied.0),
             term: AtomicU64::new(0),
             leader: AtomicU64::new(0),
+            waits_for_room: AtomicBool::new(false),
             readers: Mutex::default(),
             stopped: AtomicBool::new(false),
         }
@@ -110,6 +113,14 @@ impl GroupShared {
         for reader in ready.into_values().flatten() {
             let _ = reader.send(Ok(index));
         }
+    }
+
+    pub(crate) fn waits_for_room(&self) -> bool {
+        self.waits_for_room.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_waits_for_room(&self, waits: bool) {
+        self.waits_for_room.store(waits, Ordering::Relaxed);
     }
 
     pub(crate) fn is_stopped(&self) -> bool {

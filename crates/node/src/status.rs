@@ -25,6 +25,8 @@ pub struct GroupStatus {
     pub now_ms: u64,
     /// Commands of this store's callers that wait.
     pub waiting_commands: usize,
+    /// Flow control in words, if this replica leads: for each follower its queue, and what is not admitted.
+    pub flow: Option<String>,
 }
 
 impl GroupStatus {
@@ -38,6 +40,7 @@ impl GroupStatus {
             last_election: host.election,
             now_ms: now,
             waiting_commands: host.shared.waiters.lock().len(),
+            flow: host.flow.describe(),
         }
     }
 }

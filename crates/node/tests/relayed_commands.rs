@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use pontoon_flow::Class;
 use pontoon_node::{Node, NodeConfig, ProposeError};
 use pontoon_raft_core::message::{AppendEntries, Body, Entries, Heartbeat, Message};
 use pontoon_raft_core::relay::RelayNumber;
@@ -359,7 +360,15 @@ async fn a_command_for_an_earlier_leadership_is_refused() {
 
 fn relayed(term: Term, id: EntryId, number: u64, asks: bool) -> RelayedProposal {
     let data = if asks { Bytes::new() } else { Bytes::from(format!("number {number}")) };
-    RelayedProposal { group: GROUP, term, id, at: RelayNumber { number, floor: 1 }, asks, data }
+    RelayedProposal {
+        group: GROUP,
+        term,
+        id,
+        at: RelayNumber { number, floor: 1 },
+        asks,
+        class: Class::Regular,
+        data,
+    }
 }
 
 /// Store 1 takes over, with the votes of the others. It has to ask again where a link was not up yet. Returns its term.

@@ -9,8 +9,23 @@
 //!
 //! An applied command completes by its id, however it came into the log; the host looks for it before it calls
 //! [`Attempt::settled`]. ovsdb gives a command up with "lost leadership" or "timeout" where this tries again.
+//! [`Attempt::heard`] says what the status means that somebody else answered.
 
+use crate::command_status::CommandStatus;
 use crate::types::Term;
+
+/// What an answer about an attempt means to the host whose caller waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// Nothing: it is about another attempt.
+    Late,
+    /// The leader has it: go on waiting. This host's own log will tell how it ends, and with what reply.
+    Wait,
+    /// The attempt came to nothing: the command may be handed on again, under the same id.
+    HandOn,
+    /// The caller hears this, and the command is not handed on again.
+    End(CommandStatus),
+}
 
 /// Where a command is, as far as its host knows.
 ///
@@ -55,6 +70,33 @@ impl Attempt {
         self.0.take_if(|attempt| *attempt == term).is_some()
     }
 
+    /// The host that was asked in `term` answers with `status`.
+    pub fn heard(&mut self, term: Term, status: CommandStatus) -> Heard {
+        if !self.is_of(term) {
+            return Heard::Late;
+        }
+        match status {
+            // The word of one host is not what counts, but the log: it may be a word about an entry that is lost later.
+            CommandStatus::InProgress | CommandStatus::Success => Heard::Wait,
+            CommandStatus::NotLeader | CommandStatus::LostLeadership => {
+                self.0 = None;
+                Heard::HandOn
+            }
+            // Asking again at once would not help, and what was appended before it cannot be told.
+            CommandStatus::BadPrerequisite
+            | CommandStatus::Overloaded
+            | CommandStatus::Shutdown
+            | CommandStatus::IoError
+            | CommandStatus::TimedOut => Heard::End(status),
+        }
+    }
+
+    /// The caller waits no longer: how the command stands then.
+    #[must_use]
+    pub fn given_up(self) -> CommandStatus {
+        if self.is_under_way() { CommandStatus::TimedOut } else { CommandStatus::NotLeader }
+    }
+
     /// An entry of `term` was applied here, and the command was not before it. Returns whether an attempt came to nothing
     /// by that: then the command may be handed on again.
     pub fn settled(&mut self, term: Term) -> bool {
@@ -91,6 +133,35 @@ mod tests {
         }
         let mut fresh = Attempt::default();
         assert!(!fresh.refused(Term(3)) && !fresh.settled(Term(3)) && !fresh.skipped(Term(3)));
+    }
+
+    /// Every status, as an answer to the attempt under way, and to another one.
+    #[test]
+    fn every_answer_means_something() {
+        for status in CommandStatus::ALL {
+            let mut attempt = Attempt::default();
+            attempt.handed_on(Term(3));
+            for other in [2, 4] {
+                assert_eq!(attempt.heard(Term(other), status), Heard::Late, "{status} of term {other}");
+            }
+            let heard = attempt.heard(Term(3), status);
+            // Only what certainly is in no log is handed on again.
+            assert_eq!(heard == Heard::HandOn, !attempt.is_under_way(), "{status}");
+            assert!(heard != Heard::HandOn || status.executed() == Some(false), "{status}");
+            // What is open or done is told by the log; an end is told as it was heard.
+            let waits = matches!(status, CommandStatus::InProgress | CommandStatus::Success);
+            assert_eq!(heard == Heard::Wait, waits, "{status}");
+            assert!(!matches!(heard, Heard::End(told) if told != status), "{status}");
+            assert_eq!(
+                attempt.heard(Term(3), status) == Heard::Late,
+                heard == Heard::HandOn,
+                "{status} twice"
+            );
+        }
+        assert_eq!(Attempt::default().given_up(), CommandStatus::NotLeader);
+        let mut attempt = Attempt::default();
+        attempt.handed_on(Term(3));
+        assert_eq!(attempt.given_up(), CommandStatus::TimedOut);
     }
 
     #[test]

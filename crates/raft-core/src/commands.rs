@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use crate::command_status::CommandStatus;
 use crate::log::Log;
 use crate::log_view::LogView;
-use crate::ready::{DropReason, Dropped};
+use crate::ready::Dropped;
 use crate::types::{Entry, EntryId, LogIndex, Payload, Term};
 
 /// How much of the log is read at once when it must be searched.
@@ -112,7 +113,7 @@ impl Overwritten {
 }
 
 fn overwritten(id: EntryId) -> Dropped {
-    Dropped { id, reason: DropReason::Overwritten }
+    Dropped { id, status: CommandStatus::LostLeadership }
 }
 
 /// Visits the commands with an id at and after `from`.

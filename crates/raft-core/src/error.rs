@@ -1,5 +1,6 @@
 //! What can be refused, sorted by who can act.
 
+use crate::command_status::CommandStatus;
 use crate::confchange::InvalidChange;
 use crate::log_view::LogReadError;
 use crate::server_change::ServerPhase;
@@ -77,6 +78,21 @@ pub enum ProposeError {
     /// The log has used up its indexes.
     #[error("the log is full")]
     LogFull,
+}
+
+impl ProposeError {
+    /// How the command stands by that.
+    #[must_use]
+    pub fn status(&self) -> CommandStatus {
+        match self {
+            // The next leader takes it.
+            Self::NotLeader { .. } | Self::Transferring { .. } => CommandStatus::NotLeader,
+            Self::Overloaded { .. } => CommandStatus::Overloaded,
+            Self::BadPrerequisite { .. } => CommandStatus::BadPrerequisite,
+            Self::Failed => CommandStatus::IoError,
+            Self::LogFull => CommandStatus::Shutdown,
+        }
+    }
 }
 
 /// A change of the configuration was refused.

@@ -379,14 +379,14 @@ impl<L: LogView> Group<L> {
         self.raft.compaction_limit(budget_floor)
     }
 
-    /// Everything about this replica, for people.
-    pub fn status(&self) -> Status {
+    /// The others, as a leader sees them; nobody on other replicas.
+    pub fn followers(&self) -> impl Iterator<Item = FollowerStatus> + '_ {
         let raft = &self.raft;
         let leader = match &raft.role {
             RoleState::Leader(leader) => Some(leader),
             _ => None,
         };
-        let followers = leader.map_or_else(Vec::new, |leader| {
+        leader.into_iter().flat_map(move |leader| {
             let status = |(id, p): (&ReplicaId, &crate::tracker::Progress)| FollowerStatus {
                 id: *id,
                 state: match p.state {
@@ -402,8 +402,17 @@ impl<L: LogView> Group<L> {
                 lost_acknowledged: p.lost_acknowledged,
                 in_doubt: p.doubt.is_some(),
             };
-            leader.followers.iter().map(status).collect()
-        });
+            leader.followers.iter().map(status)
+        })
+    }
+
+    /// Everything about this replica, for people.
+    pub fn status(&self) -> Status {
+        let raft = &self.raft;
+        let leader = match &raft.role {
+            RoleState::Leader(leader) => Some(leader),
+            _ => None,
+        };
         Status {
             id: raft.id(),
             role: raft.role(),
@@ -427,7 +436,7 @@ impl<L: LogView> Group<L> {
             server_changes: leader.map_or_else(Vec::new, |leader| {
                 leader.changes.iter().map(|(id, change)| (*id, change.phase)).collect()
             }),
-            followers,
+            followers: self.followers().collect(),
         }
     }
 }

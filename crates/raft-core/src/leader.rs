@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::candidate::Cause;
 use crate::confchange::{self, ConfigurationChange};
-use crate::config::{ELECTION_TIMER_MS_MAX, ELECTION_TIMER_MS_MIN};
-use crate::error::{ConfigurationError, ProposeError, TimerError};
+use crate::error::{ConfigurationError, ProposeError};
 use crate::group::Proposal;
 use crate::lease::Lease;
 use crate::log_view::LogView;
@@ -234,27 +233,6 @@ impl Raft {
         } else {
             Err(ConfigurationError::WouldLoseQuorum { reachable, voters })
         }
-    }
-
-    pub(crate) fn propose_election_timer(
-        &mut self,
-        id: EntryId,
-        millis: u64,
-    ) -> Result<LogIndex, TimerError> {
-        self.may_propose()?;
-        let (min, max) = (ELECTION_TIMER_MS_MIN, ELECTION_TIMER_MS_MAX);
-        if !(min..=max).contains(&millis) {
-            return Err(TimerError::OutOfRange { millis, min, max });
-        }
-        let current = self.election_timer_ms;
-        if millis > current.saturating_mul(2) {
-            return Err(TimerError::TooFast { current, millis });
-        }
-        if self.log.timer_pending() {
-            return Err(TimerError::Pending);
-        }
-        self.wake();
-        Ok(self.append_own(id, Payload::ElectionTimer { millis }))
     }
 
     /// Commits what a quorum has, if it is of this term (thesis 3.6.2; figure 3.7 shows the danger).

@@ -14,49 +14,101 @@
 //! - A group with nothing to do has no deadline.
 //!
 //! # The loop
-//! One mutation (or several), then take [`Group::ready`] and carry it out in the order of its fields. Three replicas in
-//! memory:
+//! One mutation (or several), then take [`Group::ready`] and carry it out in the order of its fields. Three replicas in memory;
+//! the first to lead is asked for a write and a read:
 //!
 //! ```
 //! use std::collections::{BTreeMap, VecDeque};
 //! use pontoon_raft_core::*;
 //!
-//! struct Host { group: Group<MemLog>, log: MemLog, executed: Vec<EntryId> }
+//! struct Host {
+//!     group: Group<MemLog>,
+//!     log: MemLog,
+//!     /// The state machine: which commands it has executed, and up to which entry.
+//!     executed: Vec<EntryId>,
+//!     applied: LogIndex,
+//!     /// A state that arrived, and is not the state machine's yet.
+//!     staged: Option<Vec<EntryId>>,
+//!     /// Reads that wait until their index is applied.
+//!     readers: Vec<(LogIndex, u64)>,
+//!     /// What clients and operators hear.
+//!     told: Vec<String>,
+//! }
+//!
+//! /// A message on its way; with a snapshot, the state that belongs to it.
+//! type Parcel = (Message, Option<Vec<EntryId>>);
 //!
 //! /// Carries out what one replica asks for.
-//! fn drive(host: &mut Host, now: u64, network: &mut VecDeque<Message>) {
+//! fn drive(host: &mut Host, now: u64, network: &mut VecDeque<Parcel>) {
 //!     while host.group.has_ready() {
-//!         let ready = host.group.ready();
-//!         let ticket = ready.persist.as_ref().map(|persist| persist.ticket);
-//!         // 1. Write. A real host hands this to its disk and goes on; hard state and entries are one atomic batch.
-//!         if let Some(persist) = &ready.persist {
-//!             host.log.write(persist);
-//!         }
-//!         // 2. Send. Appends leave the core as intervals; whoever builds the frame reads the entries.
-//!         for mut message in ready.messages {
-//!             if let Body::AppendEntries(append) = &mut message.body
-//!                 && let Entries::Interval { last, last_term } = append.entries
-//!             {
-//!                 let range = append.prev_log_index.next()..last.next();
-//!                 let entries = host.log.entries(range, u64::MAX).unwrap_or_default();
-//!                 if entries.last().is_some_and(|entry| entry.term != last_term) {
-//!                     continue; // The log was cut since.
-//!                 }
-//!                 append.entries = Entries::Inline(entries);
+//!         let Ready { persist, messages, committed, reads, dropped, server_changes, state_change } =
+//!             host.group.ready();
+//!         // 1. Write. A real host hands this to its disk and goes on; all of it is one atomic batch.
+//!         let ticket = persist.as_ref().map(|persist| persist.ticket);
+//!         if let Some(persist) = persist {
+//!             if let Some(snapshot) = &persist.snapshot {
+//!                 host.executed = host.staged.take().expect("it came with the message");
+//!                 host.applied = snapshot.index;
 //!             }
-//!             network.push_back(message);
+//!             host.log.write(&persist);
 //!         }
-//!         // 3. Apply.
-//!         if let Some(range) = ready.committed {
-//!             for entry in host.log.entries(range.clone(), u64::MAX).unwrap() {
+//!         // 2. Send.
+//!         for mut message in messages {
+//!             let mut state = None;
+//!             match &mut message.body {
+//!                 // Appends leave the core as intervals; whoever builds the frame reads the entries.
+//!                 Body::AppendEntries(AppendEntries { prev_log_index, entries, .. }) => {
+//!                     if let Entries::Interval { last, last_term } = *entries {
+//!                         let range = prev_log_index.next()..last.next();
+//!                         let Ok(read) = host.log.entries(range, u64::MAX) else { continue };
+//!                         if read.last().is_some_and(|entry| entry.term != last_term) {
+//!                             continue; // The log was cut since.
+//!                         }
+//!                         *entries = Entries::Inline(read);
+//!                     }
+//!                 }
+//!                 // A request for the newest state. A real host streams it, and sends the message when it has arrived.
+//!                 Body::InstallSnapshot(snapshot) => {
+//!                     *snapshot = host.group.snapshot_meta(host.applied).expect("it is applied");
+//!                     state = Some(host.executed.clone());
+//!                 }
+//!                 _ => {}
+//!             }
+//!             network.push_back((message, state));
+//!         }
+//!         // 3. Apply. What is executed is done, for whoever waits for its id.
+//!         if let Some(range) = committed {
+//!             host.applied = range.end.prev();
+//!             for entry in host.log.entries(range, u64::MAX).expect("what is committed is there") {
 //!                 if let Payload::Command(_) = entry.payload {
 //!                     host.executed.push(entry.id);
+//!                     host.told.push(format!("command {}: {}", entry.id, CommandStatus::Success));
 //!                 }
 //!             }
-//!             host.group.applied(range.end.prev());
+//!             host.group.applied(host.applied);
 //!         }
-//!         // 4. to 6. would answer readers, tell clients whose commands were overwritten, and publish the new state.
-//!         // Later, when the disk says so:
+//!         // 4. Reads may be served once their index is applied.
+//!         for ReadOutcome { context, index } in reads {
+//!             match index {
+//!                 Some(index) => host.readers.push((index, context)),
+//!                 None => host.told.push(format!("read {context}: ask again")),
+//!             }
+//!         }
+//!         let served = host.readers.extract_if(.., |(index, _)| *index <= host.applied);
+//!         host.told.extend(served.map(|(_, context)| format!("read {context}: served")));
+//!         // 5. These may be proposed again, under the same id (`Attempt` says when).
+//!         for Dropped { id, status } in dropped {
+//!             host.told.push(format!("command {id}: {status}"));
+//!         }
+//!         // 6. Whoever asked for servers to be added or removed hears how that ended.
+//!         for ServerChangeDone { replica, outcome, .. } in server_changes {
+//!             host.told.push(format!("server {replica}: {outcome:?}"));
+//!         }
+//!         // 7. Clients are sent to the leader, and people see who it is.
+//!         if let Some(StateChange { role, term, .. }) = state_change {
+//!             host.told.push(format!("{role} of term {term}"));
+//!         }
+//!         // Later, when the disk says so; `persist_failed` if it says that it cannot.
 //!         if let Some(ticket) = ticket {
 //!             host.group.persisted(now, ticket);
 //!         }
@@ -74,37 +126,47 @@
 //!     let initial = InitialState { snapshot: snapshot.clone(), ..InitialState::default() };
 //!     let log = MemLog::default();
 //!     let group = Group::new(config, initial, log.clone(), 0)?;
-//!     hosts.insert(replica(n), Host { group, log, executed: Vec::new() });
+//!     let (executed, staged, readers, told) = (Vec::new(), None, Vec::new(), Vec::new());
+//!     let applied = LogIndex::ZERO;
+//!     hosts.insert(replica(n), Host { group, log, executed, applied, staged, readers, told });
 //! }
 //!
-//! let (mut now, mut proposed, mut network) = (0, false, VecDeque::new());
+//! let (mut now, mut asked, mut network) = (0, false, VecDeque::new());
 //! while hosts.values().any(|host| host.executed.is_empty()) {
 //!     for host in hosts.values_mut() {
 //!         if host.group.next_deadline().is_some_and(|deadline| deadline <= now) {
 //!             host.group.tick(now);
 //!         }
-//!         if host.group.is_leader() && !proposed {
+//!         if host.group.is_leader() && !asked {
 //!             host.group.propose(now, [Proposal::new(EntryId(7), "set x to 1")])?;
-//!             proposed = true;
+//!             host.group.read_index(now, 1);
+//!             asked = true;
 //!         }
 //!         drive(host, now, &mut network);
 //!     }
-//!     while let Some(message) = network.pop_front() {
-//!         let host = hosts.get_mut(&message.to).unwrap();
-//!         host.group.step(now, message)?;
+//!     while let Some((message, state)) = network.pop_front() {
+//!         let (from, to, is_snapshot) = (message.from, message.to, state.is_some());
+//!         let host = hosts.get_mut(&to).expect("all are here");
+//!         host.staged = state.or(host.staged.take());
+//!         host.group.step(now, message)?; // A real host notes a refusal, and goes on.
 //!         drive(host, now, &mut network);
+//!         if is_snapshot {
+//!             hosts.get_mut(&from).expect("all are here").group.snapshot_sent(now, to, true);
+//!         }
 //!     }
 //!     now += 10;
 //! }
 //! assert!(hosts.values().all(|host| host.executed == [EntryId(7)]));
+//! assert!(hosts.values().any(|host| host.told.contains(&"read 1: served".to_owned())));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! # Code map
 //! [`group`] is the handle. `raft` holds the state, compares terms and hands over to a role: `follower`, `candidate`,
-//! `leader` (on its own) and `replicate` (with its followers). One extension each: `pre_vote`, `read_index`, `lease`,
-//! `transfer`, [`server_change`] (adding and removing servers in phases), `doubt` (replicas that may have lost their last record), `commands` (prerequisites, overwritten commands). [`attempt`] is the
-//! rule by which a host hands a command on from leader to leader, [`relay`] how it finds out what was lost on the way there. `log` knows terms, configurations and how far things are; the
+//! `leader` (on its own) and `replicate` (with its followers). `check` is what is refused before. One extension each: `pre_vote`, `read_index`, `lease`,
+//! `transfer`, `election_timer`, [`server_change`] (adding and removing servers in phases), `doubt` (replicas that may have lost
+//! their last record), `commands` (prerequisites, overwritten commands). [`command_status`] is how a command stands. [`attempt`]
+//! is the rule by which a host hands a command on from leader to leader, [`relay`] how it finds out what was lost on the way there. `log` knows terms, configurations and how far things are; the
 //! entries are the host's ([`LogView`]). `tracker` is what a leader knows of each follower. `tickets` and `outbox` hold
 //! back what is not durable. [`quorum`] and [`confchange`] are pure.
 //!
@@ -113,6 +175,7 @@
 //! clock unless it is told to ([`Config::lease_margin_ms`]).
 
 pub mod attempt;
+pub mod command_status;
 pub mod confchange;
 pub mod config;
 pub mod error;
@@ -128,8 +191,10 @@ pub mod status;
 pub mod types;
 
 mod candidate;
+mod check;
 mod commands;
 mod doubt;
+mod election_timer;
 mod follower;
 mod leader;
 mod lease;
@@ -144,7 +209,8 @@ mod tickets;
 mod tracker;
 mod transfer;
 
-pub use attempt::Attempt;
+pub use attempt::{Attempt, Heard};
+pub use command_status::CommandStatus;
 pub use confchange::{ConfigurationChange, InvalidChange, MemberChange};
 pub use config::{Config, InitialState};
 pub use error::{
@@ -154,7 +220,7 @@ pub use group::{Group, Proposal};
 pub use log_view::{LogReadError, LogView};
 pub use mem_log::MemLog;
 pub use message::{AppendEntries, AppendReply, Body, Entries, Heartbeat, Message, VoteRequest};
-pub use ready::{DropReason, Dropped, Persist, ReadOutcome, Ready, StateChange};
+pub use ready::{Dropped, Persist, ReadOutcome, Ready, StateChange};
 pub use server_change::{ServerChangeDone, ServerChangeOutcome, ServerPhase};
 pub use status::{FollowerState, FollowerStatus, Status};
 pub use types::{

@@ -4,20 +4,20 @@ use std::collections::BTreeMap;
 
 use crate::candidate::{Cause, Election};
 use crate::commands::{LastCommand, Overwritten};
-use crate::config::{Config, ELECTION_TIMER_MS_DEFAULT, PRIORITY_MAX};
+use crate::config::Config;
 use crate::doubt::OwnDoubt;
 use crate::error::StepError;
 use crate::follower::Follower;
 use crate::leader::Leader;
 use crate::log::Log;
 use crate::log_view::LogView;
-use crate::message::{AppendReply, Body, Entries, Message};
+use crate::message::{AppendReply, Body, Message};
 use crate::outbox::Outbox;
 use crate::pcg::Pcg;
 use crate::ready::{Dropped, Persist, ReadOutcome, Ready, StateChange};
 use crate::server_change::ServerChangeDone;
 use crate::tickets::Tickets;
-use crate::types::{DoubtId, HardState, LogIndex, Payload, ReplicaId, Role, Term, Ticket};
+use crate::types::{DoubtId, HardState, LogIndex, ReplicaId, Role, Term, Ticket};
 
 /// Terms and indexes of messages stay below this, so that counting on from them never overflows; no cluster lives long
 /// enough to reach it.
@@ -231,51 +231,6 @@ impl Raft {
         Ok(())
     }
 
-    /// What can be refused without looking at the state.
-    fn check(&self, message: &Message) -> Result<(), StepError> {
-        if message.to != self.id() {
-            return Err(StepError::Misaddressed { to: message.to });
-        }
-        if message.from == self.id() {
-            return Err(StepError::FromSelf);
-        }
-        if message.term == Term::ZERO {
-            return Err(StepError::NoTerm);
-        }
-        let (index, term) = match &message.body {
-            Body::PreVote(v) | Body::RequestVote(v) => (v.last_log_index, v.last_log_term),
-            Body::AppendEntries(append) => {
-                check_entries(message.term, append)?;
-                (append.prev_log_index.max(append.leader_commit), append.prev_log_term)
-            }
-            Body::AppendReply(AppendReply::Accepted { match_index }) => (*match_index, Term::ZERO),
-            Body::AppendReply(AppendReply::Rejected { prev_log_index, hint_index, hint_term }) => {
-                ((*prev_log_index).max(*hint_index), *hint_term)
-            }
-            Body::Heartbeat(heartbeat) => {
-                (heartbeat.leader_commit.max(LogIndex(heartbeat.round)), Term::ZERO)
-            }
-            Body::InstallSnapshot(snapshot) => {
-                if snapshot.term > message.term {
-                    return Err(StepError::EntryTerm { index: snapshot.index, term: snapshot.term });
-                }
-                (snapshot.index, snapshot.term)
-            }
-            Body::ReadIndexReply { index, .. } => (index.unwrap_or_default(), Term::ZERO),
-            Body::HeartbeatReply { round } => (LogIndex(*round), Term::ZERO),
-            Body::PreVoteReply { .. }
-            | Body::RequestVoteReply { .. }
-            | Body::TimeoutNow
-            | Body::DoubtCheck { .. }
-            | Body::DoubtSettled { .. }
-            | Body::ReadIndex { .. } => (LogIndex::ZERO, Term::ZERO),
-        };
-        if index.0 >= NUMBER_MAX || term.0 >= NUMBER_MAX || message.term.0 >= NUMBER_MAX {
-            return Err(StepError::OutOfRange);
-        }
-        Ok(())
-    }
-
     /// A message of an older term changes nothing here; but its sender must learn the term, or it would wait for ever.
     fn step_stale(&mut self, from: ReplicaId, term: Term, doubt: Option<DoubtId>, body: Body) {
         let last = self.log.last();
@@ -403,45 +358,6 @@ impl Raft {
         self.hard_state_dirty = true;
         if term_changed {
             self.outbox.term_changed(hard_state.term);
-        }
-    }
-
-    /// Draws the time of the next election: within `[T, 1.5 T)`, in a slot of its own for each voter so that two seldom
-    /// start together. The slots turn with the term, so that no store leads everything.
-    pub(crate) fn reset_election_deadline(&mut self) {
-        let timer = self.election_timer_ms;
-        let voters = &self.log.configuration().voters;
-        let n = (voters.len() as u64).max(1);
-        let place = voters.iter().position(|id| *id == self.id()).unwrap_or(0) as u64;
-        let slot = (place + self.term().0 % n) % n;
-        let width = timer / 2;
-        let start = width * slot / n;
-        let jitter = self.rng.between(start, (width * (slot + 1) / n).max(start + 1));
-        let reluctance = timer * u64::from(PRIORITY_MAX - self.config.priority.min(PRIORITY_MAX)) / 100;
-        // Who is in doubt can only win if everybody agrees: the others have their turn first.
-        let modesty = if self.doubt.is_some() { timer } else { 0 };
-        self.election_deadline = self.now.saturating_add(timer + jitter + reluctance + modesty);
-    }
-
-    /// The next try comes soon: nobody leads, and waiting a whole timer would only prolong that.
-    pub(crate) fn retry_election_soon(&mut self) {
-        if self.doubt.is_some() {
-            return self.reset_election_deadline();
-        }
-        let timer = self.election_timer_ms;
-        self.election_deadline = self.now.saturating_add(self.rng.between(timer / 10, timer / 2));
-    }
-
-    /// Follows the committed election timer.
-    pub(crate) fn refresh_election_timer(&mut self) {
-        let committed =
-            [self.log.election_timer_ms(), self.config.election_timer_ms, ELECTION_TIMER_MS_DEFAULT];
-        let timer = committed.into_iter().find(|millis| *millis > 0).unwrap_or(ELECTION_TIMER_MS_DEFAULT);
-        // A snapshot's word is foreign data; a timer out of bounds must not overflow the arithmetic on deadlines.
-        let timer = timer.clamp(10, crate::config::ELECTION_TIMER_MS_MAX);
-        if timer != self.election_timer_ms {
-            self.election_timer_ms = timer;
-            self.reset_election_deadline();
         }
     }
 
@@ -590,38 +506,4 @@ impl Raft {
 fn swap_out<T>(from: &mut Vec<T>, to: &mut Vec<T>) {
     to.clear();
     std::mem::swap(from, to);
-}
-
-/// Entries must be contiguous, and their terms neither fall nor pass their leader's.
-fn check_entries(term: Term, append: &crate::message::AppendEntries) -> Result<(), StepError> {
-    let prev = append.prev_log_index;
-    if prev.0 >= NUMBER_MAX || append.prev_log_term > term {
-        return Err(StepError::OutOfRange);
-    }
-    match &append.entries {
-        Entries::Interval { last, .. } if *last == prev => Ok(()),
-        Entries::Interval { last, .. } => Err(StepError::Unread { last: *last }),
-        Entries::Inline(entries) => {
-            let (mut expected, mut newest) = (prev.next(), append.prev_log_term);
-            for entry in entries {
-                if entry.index != expected {
-                    return Err(StepError::Gap { expected, found: entry.index });
-                }
-                if entry.term < newest || entry.term > term {
-                    return Err(StepError::EntryTerm { index: entry.index, term: entry.term });
-                }
-                if let Payload::ElectionTimer { millis } = entry.payload
-                    && millis == 0
-                {
-                    return Err(StepError::OutOfRange);
-                }
-                newest = entry.term;
-                expected = expected.next();
-            }
-            if expected.0 >= NUMBER_MAX {
-                return Err(StepError::OutOfRange);
-            }
-            Ok(())
-        }
-    }
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::command_status::CommandStatus;
 use crate::message::Message;
 use crate::server_change::ServerChangeDone;
 use crate::types::{
@@ -20,7 +21,7 @@ pub struct Ready {
     pub committed: Option<Range<LogIndex>>,
     /// 4. Reads whose index is known, or that must be asked again.
     pub reads: Vec<ReadOutcome>,
-    /// 5. Commands that will not be applied under this leadership, or whose fate left this replica's hands.
+    /// 5. Commands that were in this replica's log and certainly will not be executed from there.
     pub dropped: Vec<Dropped>,
     /// 6. Servers whose adding or removing ended; see `Group::add_server`.
     pub server_changes: Vec<ServerChangeDone>,
@@ -56,20 +57,14 @@ pub struct ReadOutcome {
     pub index: Option<LogIndex>,
 }
 
-/// A command of this leader that was replaced or given up.
+/// A command that was in this replica's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dropped {
     /// The command.
     pub id: EntryId,
-    /// Why.
-    pub reason: DropReason,
-}
-
-/// Why a command was dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DropReason {
-    /// Another entry is committed in its place: it was certainly not executed from there, and never will be.
-    Overwritten,
+    /// [`CommandStatus::LostLeadership`]: another entry is committed in its place, so it was not executed from there, and never
+    /// will be.
+    pub status: CommandStatus,
 }
 
 /// The part of the state that a host shows and routes by.

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pontoon_kv::Keyspace as KvKeyspace;
-use pontoon_node::meta::{GroupKind, GroupRecord, META_GROUP, Registry, StoreRecord, meta_command};
+use pontoon_node::meta::{
+    GroupKind, GroupRecord, META_GROUP, Registry, StoreRecord, StoreState, meta_command,
+};
 use pontoon_node::{Node, ProposeError};
 use pontoon_proto::v1::admin_client::AdminClient;
 use pontoon_proto::v1::admin_server::Admin;
@@ -12,13 +14,14 @@ use pontoon_proto::v1::{self as api};
 use pontoon_raft_core::types::{GroupId, StoreId};
 use pontoon_storage::Header;
 use tokio::sync::watch;
-use tonic::transport::Endpoint;
 use tonic::{Request, Response, Status};
 
 use crate::config::Config;
 use crate::directory::KeyspaceDirectory;
 use crate::reconcile;
+use crate::tls::StoreDialer;
 
+mod members;
 mod memory;
 mod status;
 
@@ -28,6 +31,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const CATCH_UP_MAX: Duration = Duration::from_secs(3);
 /// Marks a call that another store passed on, so that two stores which disagree cannot pass it back and forth.
 const FORWARDED: &str = "pontoon-forwarded";
+/// How many replicas a keyspace has if nobody says a number.
+const REPLICAS_DEFAULT: u32 = 3;
+/// Fewer messages than these wait in ordinary operation, and losing some of them costs more than keeping them.
+const BACKLOG_MESSAGES_MIN: u64 = 50;
+/// Below, hardly anything but single messages travels; above, one peer that is slow costs what a store should not have.
+const BACKLOG_BYTES: std::ops::RangeInclusive<u64> = 64 << 10..=1 << 30;
 /// The meta group's name in the admin API.
 const META_NAME: &str = "meta";
 
@@ -40,6 +49,7 @@ pub(crate) struct AdminService {
     header: Header,
     peer_address: String,
     client_address: String,
+    dialer: StoreDialer,
 }
 
 impl AdminService {
@@ -49,6 +59,7 @@ impl AdminService {
         directory: Arc<KeyspaceDirectory>,
         header: Header,
         config: &Config,
+        dialer: StoreDialer,
     ) -> Self {
         Self {
             node,
@@ -57,6 +68,7 @@ impl AdminService {
             header,
             peer_address: config.advertise_peer.to_string(),
             client_address: config.advertise_client.to_string(),
+            dialer,
         }
     }
 
@@ -78,8 +90,19 @@ impl AdminService {
 
     /// A store by name, peer address or unique prefix of its id.
     fn store_meant(&self, text: &str) -> Result<StoreRecord, Status> {
+        if text.is_empty() {
+            return Err(Status::invalid_argument(
+                "which store? Give a name, a peer address or the first digits of an id",
+            ));
+        }
         let registry = self.registry();
-        let exact = registry.stores.values().find(|s| s.name == text || s.peer_address == text);
+        // A store that is being kicked may share both with the one that takes its place.
+        let kicked = |s: &&StoreRecord| s.state() == StoreState::Kicked;
+        let exact = registry
+            .stores
+            .values()
+            .filter(|s| s.name == text || s.peer_address == text)
+            .min_by_key(|s| kicked(s));
         if let Some(store) = exact {
             return Ok(store.clone());
         }
@@ -102,8 +125,14 @@ impl AdminService {
         api::Keyspace {
             name: record.name.clone(),
             id: record.group,
-            replicas_wanted: u32::try_from(record.voters.len()).unwrap_or(u32::MAX),
-            replicas: record.voters.iter().map(|v| v.store).collect(),
+            replicas_wanted: match record.wished {
+                0 => {
+                    let takes = self.registry().stores.values().filter(|s| s.stays() && !s.learner).count();
+                    u32::try_from(record.voters_wished(takes)).unwrap_or(u32::MAX)
+                }
+                wished => wished,
+            },
+            replicas: record.replicas.iter().map(|r| r.store).collect(),
             leader: leadership.and_then(|(_, leader)| leader).map(|store| store.0),
             term: leadership.map_or(0, |(term, _)| term),
         }
@@ -164,15 +193,7 @@ impl AdminService {
             .ok_or_else(|| {
                 Status::unavailable(format!("the leader's store {leader} has not announced itself"))
             })?;
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|error| Status::internal(format!("the address {address} of store {leader}: {error}")))?
-            .connect_timeout(Duration::from_secs(2));
-        let channel = endpoint.connect().await.map_err(|error| {
-            Status::unavailable(format!(
-                "the leader's store {leader} at {address} cannot be reached: {error}"
-            ))
-        })?;
-        Ok(Some(AdminClient::new(channel)))
+        Ok(Some(AdminClient::new(self.dialer.channel(&address)?)))
     }
 
     /// Waits until somebody leads the group for whom `fits` holds.
@@ -234,17 +255,37 @@ impl Admin for AdminService {
         Ok(Response::new(api::ListStoresResponse { cluster: status.cluster, stores: status.stores }))
     }
 
+    async fn leave(&self, _: Request<api::LeaveRequest>) -> Result<Response<api::LeaveResponse>, Status> {
+        Ok(Response::new(self.leave_cluster().await?))
+    }
+
+    async fn kick_store(
+        &self,
+        request: Request<api::KickStoreRequest>,
+    ) -> Result<Response<api::KickStoreResponse>, Status> {
+        Ok(Response::new(self.kick(&request.into_inner().store).await?))
+    }
+
+    async fn list_moves(
+        &self,
+        request: Request<api::ListMovesRequest>,
+    ) -> Result<Response<api::ListMovesResponse>, Status> {
+        Ok(Response::new(self.moves(request.into_inner().store)))
+    }
+
     async fn create_keyspace(
         &self,
         request: Request<api::CreateKeyspaceRequest>,
     ) -> Result<Response<api::CreateKeyspaceResponse>, Status> {
         let request = request.into_inner();
         pontoon_node::meta::check_group_name(&request.name).map_err(Status::invalid_argument)?;
-        // The default: three, or what the cluster has if that is less.
-        let stores = u32::try_from(self.registry().stores.len()).unwrap_or(u32::MAX);
-        let replicas = if request.replicas == 0 { stores.min(3) } else { request.replicas };
-        let create =
-            meta_command::CreateGroup { name: request.name.clone(), kind: GroupKind::Kv as i32, replicas };
+        let create = meta_command::CreateGroup {
+            name: request.name.clone(),
+            kind: GroupKind::Kv as i32,
+            replicas: request.replicas,
+            // Without a number it is three, as soon as there are so many stores.
+            wished: REPLICAS_DEFAULT,
+        };
         let reply = self.change(meta_command::Change::CreateGroup(create)).await?;
         if reply.exists {
             return Err(Status::already_exists(reply.error));
@@ -379,6 +420,33 @@ impl Admin for AdminService {
         })?
     }
 
+    async fn set_backlog_threshold(
+        &self,
+        request: Request<api::SetBacklogThresholdRequest>,
+    ) -> Result<Response<api::SetBacklogThresholdResponse>, Status> {
+        let api::SetBacklogThresholdRequest { messages, bytes } = request.into_inner();
+        if messages < BACKLOG_MESSAGES_MIN {
+            return Err(Status::invalid_argument(format!(
+                "a backlog of {messages} messages is too short; at least {BACKLOG_MESSAGES_MIN}; give more"
+            )));
+        }
+        let (least, most) = (BACKLOG_BYTES.start(), BACKLOG_BYTES.end());
+        if !BACKLOG_BYTES.contains(&bytes) {
+            return Err(Status::invalid_argument(format!(
+                "a backlog of {bytes} bytes is out of bounds; {least} to {most}; give another"
+            )));
+        }
+        let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        let transport = self.node.transport();
+        let (messages_before, bytes_before) = transport.backlog_threshold();
+        transport.set_backlog_threshold(size(messages), size(bytes));
+        tracing::info!(messages, bytes, messages_before, bytes_before, "the bounds of the send queues");
+        Ok(Response::new(api::SetBacklogThresholdResponse {
+            messages_before: messages_before as u64,
+            bytes_before: bytes_before as u64,
+        }))
+    }
+
     async fn memory(&self, _: Request<api::MemoryRequest>) -> Result<Response<api::MemoryResponse>, Status> {
         Ok(Response::new(api::MemoryResponse { figures: memory::figures(&self.node) }))
     }
@@ -386,5 +454,5 @@ impl Admin for AdminService {
 
 /// Revision, compacted revision, bytes, applied index.
 fn figures(keyspace: &KvKeyspace) -> Result<(i64, i64, u64, u64), pontoon_kv::StoreError> {
-    Ok((keyspace.revision(), keyspace.compact_revision()?, keyspace.size_bytes()?, keyspace.applied().0))
+    Ok((keyspace.revision(), keyspace.compact_revision()?, keyspace.size_bytes(), keyspace.applied().0))
 }

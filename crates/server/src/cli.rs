@@ -13,6 +13,7 @@ use crate::error::UsageError;
 use crate::telemetry::{self, LogFormat};
 use output::OutputFormat;
 
+mod backlog;
 mod bench;
 mod check_cluster;
 mod connect;
@@ -21,9 +22,12 @@ mod identity;
 mod inspect;
 mod keyspace;
 mod leadership;
+mod members;
 mod memory;
 mod offline;
 pub(crate) mod output;
+mod prepare;
+mod saved;
 mod serve;
 mod status;
 mod store;
@@ -76,6 +80,18 @@ pub(crate) struct Global {
     )]
     pub(crate) output: OutputFormat,
 
+    /// Speak TLS, and trust stores with a certificate of these authorities (PEM)
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) cacert: Option<std::path::PathBuf>,
+
+    /// Show this certificate to stores that ask for one (PEM)
+    #[arg(long, global = true, value_name = "FILE", requires_all = ["key", "cacert"])]
+    pub(crate) cert: Option<std::path::PathBuf>,
+
+    /// Private key of --cert (PEM)
+    #[arg(long, global = true, value_name = "FILE", requires = "cert")]
+    pub(crate) key: Option<std::path::PathBuf>,
+
     /// Take flags from this TOML file too
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<std::path::PathBuf>,
@@ -103,6 +119,10 @@ enum Command {
     Dev(dev::DevArgs),
     /// Run a store
     Serve(Box<crate::config::ServeArgs>),
+    /// Make a data directory that is a new cluster of one store
+    CreateCluster(prepare::CreateArgs),
+    /// Make a data directory that joins a running cluster when it is started
+    JoinCluster(prepare::JoinArgs),
     /// Show what the data directory of a stopped store holds
     Inspect(inspect::InspectArgs),
     /// Verify Raft's guarantees over the records of stopped stores
@@ -112,7 +132,13 @@ enum Command {
     /// Show the stores of the cluster
     #[command(subcommand)]
     Store(store::StoreCommand),
-    /// Make, list, describe and delete keyspaces
+    /// Let the store that is asked leave its cluster, for ever
+    Leave(members::LeaveArgs),
+    /// Remove a store from the cluster, for ever, whether it runs or not
+    Kick(members::KickArgs),
+    /// Show the replicas that are on their way between stores
+    Moves(members::MovesArgs),
+    /// Make, list, describe, save, restore and delete keyspaces
     #[command(subcommand)]
     Keyspace(keyspace::KeyspaceCommand),
     /// Ask a group's leader to hand its leadership over
@@ -121,6 +147,8 @@ enum Command {
     TakeLeadership(leadership::TakeArgs),
     /// Change a group's election timer, at most to its double
     ChangeElectionTimer(leadership::TimerArgs),
+    /// Change the bounds of the send queues of the store that is asked, until it is started again
+    SetBacklogThreshold(backlog::BacklogArgs),
     /// Print the cluster's id
     Cid,
     /// Print the id of the store that is asked
@@ -227,14 +255,20 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Serve(args) => serve::run(*args),
         Command::Dev(args) => dev::run(args, &global),
         Command::Bench(command) => bench::run(command, &global),
+        Command::CreateCluster(args) => prepare::create(args, &global),
+        Command::JoinCluster(args) => prepare::join(args, &global),
         Command::Inspect(args) => inspect::run(&args, &global),
         Command::CheckCluster(args) => check_cluster::run(&args, &global),
         Command::Status(args) => online(status::run(args, &global)),
         Command::Store(command) => online(store::run(command, &global)),
+        Command::Leave(args) => online(members::leave(args, &global)),
+        Command::Kick(args) => online(members::kick(args, &global)),
+        Command::Moves(args) => online(members::moves(args, &global)),
         Command::Keyspace(command) => online(keyspace::run(command, &global)),
         Command::TransferLeadership(args) => online(leadership::transfer(args, &global)),
         Command::TakeLeadership(args) => online(leadership::take(args, &global)),
         Command::ChangeElectionTimer(args) => online(leadership::change_timer(args, &global)),
+        Command::SetBacklogThreshold(args) => online(backlog::run(args, &global)),
         Command::Cid => online(identity::cid(&global)),
         Command::Sid => online(identity::sid(&global)),
         Command::Memory => online(memory::run(&global)),

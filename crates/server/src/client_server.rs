@@ -1,17 +1,16 @@
 //! One client listener: the etcd services, the admin API, health and reflection, behind the tower layers.
 
-use std::sync::Arc;
 use std::time::Duration;
 
+use pontoon_kv::EtcdServices;
 use pontoon_kv::keyspace::{AuthorityLayer, BoundKeyspace, BoundKeyspaceLayer};
-use pontoon_kv::{EtcdServices, Limits};
 use pontoon_node::Node;
 use pontoon_node::meta::DEFAULT_GROUP;
 use pontoon_proto::v1::admin_server::AdminServer;
+use pontoon_tls::ServerTls;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tower::util::option_layer;
@@ -20,9 +19,10 @@ use tower_http::trace::TraceLayer;
 
 use crate::admin::AdminService;
 use crate::consensus::NodeConsensus;
-use crate::directory::KeyspaceDirectory;
 use crate::forward::ForwardLayer;
 use crate::layers::{AdmissionLayer, DeadlineLayer};
+use crate::tls::CertificateLayer;
+use crate::work_class::WorkClassLayer;
 
 /// Which answers are this store's failures, to be logged as errors: not those that tell a client of its own mistakes, or
 /// what was not there.
@@ -58,11 +58,11 @@ const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub(crate) struct ClientServer {
     pub(crate) node: Node,
-    pub(crate) consensus: NodeConsensus,
-    pub(crate) directory: Arc<KeyspaceDirectory>,
+    pub(crate) etcd: EtcdServices<NodeConsensus>,
     pub(crate) admin: AdminService,
     pub(crate) forward: ForwardLayer,
     pub(crate) admission: AdmissionLayer,
+    pub(crate) tls: Option<ServerTls>,
 }
 
 impl ClientServer {
@@ -73,7 +73,7 @@ impl ClientServer {
 
     /// Serves until `stop`; with `bound`, every request of the listener means that keyspace.
     pub(crate) async fn run(self, listener: TcpListener, bound: Option<String>, stop: CancellationToken) {
-        let etcd = EtcdServices::new(self.consensus, self.directory, Limits::default());
+        let etcd = self.etcd;
         let (health, health_service) = tonic_health::server::health_reporter();
         let watching = tokio::spawn(report_health(health, self.node, stop.clone()));
         let bound = bound.map(|name| BoundKeyspaceLayer(BoundKeyspace(name.into())));
@@ -102,8 +102,10 @@ impl ClientServer {
             .layer(TraceLayer::new(SharedClassifier::new(server_failures())))
             .layer(self.admission)
             .layer(DeadlineLayer)
+            .layer(WorkClassLayer)
             .layer(AuthorityLayer)
             .layer(option_layer(bound))
+            .layer(CertificateLayer)
             .layer(self.forward)
             .add_service(etcd.kv())
             .add_service(etcd.watch())
@@ -113,14 +115,12 @@ impl ClientServer {
             .add_service(etcd.cluster())
             .add_service(etcd.maintenance())
             .add_service(etcd.auth())
+            .add_service(etcd.restore())
             .add_service(AdminServer::new(self.admin))
             .add_service(health_service)
             .add_service(v1)
             .add_service(v1alpha)
-            .serve_with_incoming_shutdown(
-                TcpIncoming::from(listener).with_nodelay(Some(true)),
-                stop.cancelled_owned(),
-            )
+            .serve_with_incoming_shutdown(pontoon_tls::accept(listener, self.tls), stop.cancelled_owned())
             .await;
         if let Err(error) = served {
             tracing::error!(%error, "a client listener failed");

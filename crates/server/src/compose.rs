@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use pontoon_kv::{Engine, EngineOptions};
+use pontoon_kv::{Engine, EngineOptions, EtcdServices, UpkeepStats};
 use pontoon_node::lineage::{Fenced, LineageError};
-use pontoon_node::meta::{META_GROUP, Registry, RegistryMachine, ReplicaRecord, StoreRecord};
+use pontoon_node::meta::{GroupRecord, META_GROUP, Registry, RegistryMachine, StoreRecord, StoreState};
 use pontoon_node::state_machine::StateMachine as _;
 use pontoon_node::{Node, NodeConfig, StartError};
+use pontoon_proto::peer::v1::membership_server::MembershipServer;
 use pontoon_raft_core::types::{ReplicaId, StoreId};
 use pontoon_storage::{Header, LogStore, OpenError, Options};
 use pontoon_transport::TransportConfig;
@@ -22,12 +24,15 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::AdminService;
 use crate::client_server::ClientServer;
-use crate::config::Config;
-use crate::consensus::NodeConsensus;
+use crate::config::{Bootstrap, Config};
+use crate::consensus::{NodeConsensus, Schemes};
 use crate::directory::KeyspaceDirectory;
 use crate::error::UsageError;
 use crate::forward::ForwardLayer;
+use crate::join::{self, JoinNote, MembershipService};
+use crate::members::Members;
 use crate::reconcile::Reconciler;
+use crate::tls::Tls;
 use crate::{health, shutdown};
 
 /// How long requests in flight may take to finish once the store stops.
@@ -36,32 +41,67 @@ const DRAIN_MAX: Duration = Duration::from_secs(3);
 /// How long a store that cannot tell the others its addresses puts off saying that it is ready.
 const ANNOUNCED_MAX: Duration = Duration::from_secs(3);
 
+/// Messages of strangers on the peer listener are no longer than this.
+const JOIN_BYTES_MAX: usize = 16 << 10;
+
 /// Runs a store until it is told to stop.
 ///
 /// # Errors
 /// The data directory is in the wrong state, an address cannot be bound, or a part fails while it runs.
-pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
+pub(crate) async fn serve(mut config: Config) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     shutdown::watch_signals(stop.clone())?;
     let listeners = Listeners::bind(&config).await?;
 
-    let opened = {
+    let tls = Tls::load(&config.tls)?;
+    let (log, note) = {
         let config = config.clone();
-        tokio::task::spawn_blocking(move || Opened::open(&config)).await??
+        tokio::task::spawn_blocking(move || open_log(&config)).await??
+    };
+    let note = match note {
+        Some(note) if note.granted.is_none() => {
+            let mut note = note;
+            let client = config.advertise_client.to_string();
+            let joined = join::ask_until_let_in(&config.data_dir, &client, tls.links.as_ref(), &mut note);
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                joined = joined => joined?,
+            }
+            Some(note)
+        }
+        note => note,
+    };
+    let opened = {
+        let (config, note) = (config.clone(), note.clone());
+        tokio::task::spawn_blocking(move || Opened::open(&config, log, note.as_ref())).await??
     };
     let Opened { log, engine, registry, machine, header, mut own } = opened;
-    let timer_ms = u64::try_from(config.election_timeout.as_millis()).unwrap_or(u64::MAX);
+    if config.advertise_peer.is_unspecified()
+        && let Ok(prepared) = header.peer_address.parse()
+    {
+        // Nobody can dial that; the directory was made with an address that they can.
+        config.advertise_peer = prepared;
+        own.peer_address = config.advertise_peer.to_string();
+    }
+    let granted = note.and_then(|note| note.granted);
+    let timer_ms = match registry.borrow().election_timer_ms {
+        0 => u64::try_from(config.election_timeout.as_millis()).unwrap_or(u64::MAX),
+        founded_with => founded_with,
+    };
     let mut node_config = NodeConfig::new(header.store);
     node_config.election_timer_ms = timer_ms;
     node_config.propose_timeout = Duration::from_secs(5) + 2 * config.election_timeout;
     node_config.read_timeout = node_config.propose_timeout;
+    node_config.flow = config.flow_control;
     let mut links = TransportConfig::new(header.cluster, header.store, header.name.clone());
     links.advertise = config.advertise_peer.to_string();
     links.election_timer_ms = timer_ms;
+    links.tls = tls.links.clone();
     let node = match Node::start(node_config, random_u64()?, log, links) {
         Ok(node) => node,
-        Err(StartError::Lineage(LineageError::Fenced { reason })) => {
-            return Err(fenced(&config, &header, None, &reason));
+        Err(StartError::Lineage(LineageError::Fenced { reason, removed })) => {
+            return Err(fenced(&config, &header, &Fenced { by: None, reason, removed }));
         }
         Err(error) => return Err(error).context("cannot start the node"),
     };
@@ -69,11 +109,15 @@ pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
     own.start = node.identity().start;
 
     let tasks = TaskTracker::new();
-    let peers = pontoon_transport::incoming(listeners.peer);
+    let peers = pontoon_tls::accept(listeners.peer, tls.peers.clone());
     // Peers are served for as long as the node runs: leaderships are handed over through them.
     let peers_stop = CancellationToken::new();
     let peer_server = pontoon_transport::server_builder()
         .add_service(node.transport().peer_service())
+        .add_service(
+            MembershipServer::new(MembershipService::new(node.clone(), registry.clone(), header.cluster))
+                .max_decoding_message_size(JOIN_BYTES_MAX),
+        )
         .serve_with_incoming_shutdown(peers, peers_stop.clone().cancelled_owned());
     let peer_server = tokio::spawn(async move {
         if let Err(error) = peer_server.await {
@@ -89,37 +133,90 @@ pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
         registry: registry.clone(),
         own: own.clone(),
         dial: config.dial.iter().map(|(name, address)| (name.clone(), address.to_string())).collect(),
+        advertised: node.advertised(),
+        data_dir: config.data_dir.clone(),
     };
+    let upkeep = Arc::new(UpkeepStats::default());
     if let Some(listener) = listeners.metrics {
-        tasks.spawn(health::serve(listener, node.clone(), stop.clone()));
+        let upkeep = Arc::clone(&upkeep);
+        tasks.spawn(health::serve(listener, node.clone(), engine.clone(), upkeep, stop.clone()));
     }
     let known = Arc::clone(&registry.borrow());
     reconciler.dial(&known);
-    let others: BTreeMap<_, _> = known
+    let mut others: BTreeMap<_, _> = known
         .stores
         .values()
-        .filter(|s| s.store != own.store)
+        .filter(|s| s.store != own.store && s.state() != StoreState::Reserved)
         .map(|s| (StoreId(s.store), s.name.clone()))
         .collect();
-    let consensus = NodeConsensus::new(node.clone(), registry.clone(), &header, config.election_timeout);
+    let own_meta = match &granted {
+        None => None,
+        Some(granted) => {
+            // What the registry says here is of the cluster's first day; who is there now was told with the permission.
+            others.clear();
+            for peer in &granted.stores {
+                let address = config
+                    .dial
+                    .get(&peer.name)
+                    .map_or_else(|| peer.peer_address.clone(), ToString::to_string);
+                node.transport().set_peer(StoreId(peer.store), address);
+                others.insert(StoreId(peer.store), peer.name.clone());
+            }
+            Some(ReplicaId { store: header.store, number: granted.replica_number })
+        }
+    };
+    let consensus = NodeConsensus::new(
+        node.clone(),
+        registry.clone(),
+        &header,
+        config.election_timeout,
+        Schemes { clients_encrypted: tls.clients.is_some(), peers_encrypted: tls.peers.is_some() },
+    );
     let leases = pontoon_kv::expire_leases(engine.clone(), Arc::new(consensus.clone()));
     tasks.spawn(stop.clone().run_until_cancelled_owned(leases));
-    let admin =
-        AdminService::new(node.clone(), registry.clone(), Arc::clone(&directory), header.clone(), &config);
+    let looked_after = pontoon_kv::look_after(
+        engine.clone(),
+        Arc::new(consensus.clone()),
+        config.limits,
+        config.retention,
+        upkeep,
+    );
+    tasks.spawn(stop.clone().run_until_cancelled_owned(looked_after));
+    let admin = AdminService::new(
+        node.clone(),
+        registry.clone(),
+        Arc::clone(&directory),
+        header.clone(),
+        &config,
+        tls.stores.clone(),
+    );
     let takes_part = Arc::new(AtomicBool::new(false));
     let server = ClientServer {
         node: node.clone(),
-        consensus,
-        directory: Arc::clone(&directory),
+        etcd: EtcdServices::new(consensus, Arc::<KeyspaceDirectory>::clone(&directory), config.limits),
         admin,
-        forward: ForwardLayer::new(node.clone(), directory, registry.clone(), Arc::clone(&takes_part)),
+        forward: ForwardLayer::new(
+            node.clone(),
+            directory,
+            registry.clone(),
+            Arc::clone(&takes_part),
+            tls.stores.clone(),
+        ),
+        tls: tls.clients.clone(),
         admission: ClientServer::admission(),
     };
+    tasks.spawn(stop.clone().run_until_cancelled_owned(tls.watch()));
     for (listener, bound) in listeners.clients {
         tasks.spawn(server.clone().run(listener, bound, stop.clone()));
     }
     let mut announcement = registry.clone();
+    let mut membership = registry.clone();
+    let joins = own_meta.is_some();
+    let own_id = own.store;
     let ready = async {
+        if joins {
+            is_member(&mut membership, own_id).await;
+        }
         announced(&mut announcement, own).await;
         announce_ready(&header, &config);
         anyhow::Ok(())
@@ -127,10 +224,18 @@ pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
     let take_part = async {
         // Nothing votes or acknowledges before: see `pontoon_node::lineage`.
         node.introduce(&others).await?;
-        open_meta(&node, &registry, machine).await?;
-        reconciler.open_groups(&known).await;
+        open_meta(&node, &known, own_meta, machine).await?;
+        let members = Members { node: node.clone(), registry: registry.clone() };
+        if joins {
+            // What it has is the registry of the first day: nothing of that is to be followed before it has heard more.
+            let mut caught_up = registry.clone();
+            is_member(&mut caught_up, own_id).await;
+        } else {
+            reconciler.open_groups(&known).await;
+        }
         takes_part.store(true, Ordering::Release);
         tasks.spawn(reconciler.run(stop.clone()));
+        tasks.spawn(members.run(stop.clone()));
         Ok(())
     };
     let run = async {
@@ -143,7 +248,14 @@ pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
         () = stop.cancelled() => End::Told,
         Err(failed) = run => return Err(failed),
     };
-    match end {
+    let leaving = registry.borrow().stores.get(&own_id).is_some_and(|s| s.state() == StoreState::Leaving);
+    if let End::Fenced(why) = &end
+        && why.removed
+        && let Err(error) = std::fs::write(config.data_dir.join(GONE), &why.reason)
+    {
+        tracing::warn!(%error, "cannot leave a sign for `pontoon inspect`; the log has it noted");
+    }
+    match &end {
         End::Told => shutdown::hand_over(&node).await,
         // Its links are down already: there is nobody to hand over to.
         End::Fenced(_) => stop.cancel(),
@@ -156,7 +268,7 @@ pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
     peers_stop.cancel();
     peer_server.abort();
     tokio::task::spawn_blocking(move || drop(engine)).await?;
-    end.outcome(&config, &header)
+    end.outcome(&config, &header, leaving)
 }
 
 /// Why a store ends.
@@ -168,17 +280,33 @@ enum End {
 }
 
 impl End {
-    fn outcome(self, config: &Config, header: &Header) -> anyhow::Result<()> {
+    /// `leaving`: it was to leave, so that it is gone now is what was wished.
+    fn outcome(self, config: &Config, header: &Header, leaving: bool) -> anyhow::Result<()> {
         match self {
             Self::Told => Ok(()),
-            Self::Fenced(why) => Err(fenced(config, header, why.by, &why.reason)),
+            Self::Fenced(why) if why.removed && leaving => {
+                tracing::info!(name = header.name, "has left the cluster");
+                Ok(())
+            }
+            Self::Fenced(why) => Err(fenced(config, header, &why)),
         }
     }
 }
 
 /// A directory that must not act as its store: exit code 2.
-fn fenced(config: &Config, header: &Header, by: Option<StoreId>, reason: &str) -> anyhow::Error {
-    let by = match by {
+fn fenced(config: &Config, header: &Header, why: &Fenced) -> anyhow::Error {
+    let reason = &why.reason;
+    if why.removed {
+        return UsageError::new(format!(
+            "--data-dir {} cannot run as store {} ({}): {reason}; a store that is gone never comes back; to run one here \
+             again, give a new directory and --join",
+            config.data_dir.display(),
+            header.name,
+            header.store,
+        ))
+        .into();
+    }
+    let by = match why.by {
         Some(store) => format!("store {store} refuses it: "),
         None => String::new(),
     };
@@ -208,6 +336,15 @@ async fn announced(registry: &mut watch::Receiver<Arc<Registry>>, own: StoreReco
     }
 }
 
+/// Waits until this store's own registry says that it is a member: then it has what the others have.
+async fn is_member(registry: &mut watch::Receiver<Arc<Registry>>, own: u64) {
+    let member = |r: &Arc<Registry>| r.stores.get(&own).is_some_and(|s| s.state() != StoreState::Joining);
+    if registry.wait_for(member).await.is_err() {
+        // The registry's machine is gone: so is the group, and the store with it.
+        std::future::pending::<()>().await;
+    }
+}
+
 /// The one line on standard output.
 #[allow(clippy::print_stdout, reason = "the contract of `pontoon serve`: exactly one line, for scripts")]
 fn announce_ready(header: &Header, config: &Config) {
@@ -215,6 +352,11 @@ fn announce_ready(header: &Header, config: &Config) {
         "ready name={} store={} cluster={:016x} client={} peer={}",
         header.name, header.store, header.cluster, config.advertise_client, config.advertise_peer
     );
+}
+
+/// An id for a new store or cluster.
+pub(crate) fn random_id() -> anyhow::Result<u64> {
+    Ok(random_u64()?.max(1))
 }
 
 fn random_u64() -> anyhow::Result<u64> {
@@ -267,27 +409,85 @@ struct Opened {
     own: StoreRecord,
 }
 
-impl Opened {
-    /// Opens the data directory, and makes a new store of it if it is empty.
-    fn open(config: &Config) -> anyhow::Result<Self> {
-        let dir = &config.data_dir;
-        for part in ["log", "meta", "kv"] {
-            let path = dir.join(part);
-            std::fs::create_dir_all(&path).map_err(|error| {
-                UsageError::new(format!(
-                    "--data-dir: cannot make {}: {error}; a store needs a directory that it may write; check the path \
-                     and its owner",
-                    path.display()
-                ))
-            })?;
+/// A sign for `pontoon inspect`. What keeps the directory from starting again is the note in its log.
+const GONE: &str = "GONE";
+
+/// Whether a data directory is of a store that left its cluster or was kicked.
+pub(crate) fn is_gone(dir: &Path) -> bool {
+    dir.join(GONE).exists()
+}
+
+/// Makes the directory's parts, and opens its log.
+///
+/// # Errors
+/// The directory cannot be used, or is damaged.
+pub(crate) fn open_directory(dir: &Path) -> anyhow::Result<LogStore> {
+    for part in ["log", "meta", "kv"] {
+        let path = dir.join(part);
+        std::fs::create_dir_all(&path).map_err(|error| {
+            UsageError::new(format!(
+                "--data-dir: cannot make {}: {error}; a store needs a directory that it may write; check the path and its \
+                 owner",
+                path.display()
+            ))
+        })?;
+    }
+    let (log, report) = LogStore::open(&dir.join("log"), Options::default()).map_err(wrong_state)?;
+    if let Some(torn) = &report.torn_tail {
+        tracing::warn!(
+            ?torn,
+            "the last record of the journal is not whole and was cut off: a crash while it was written leaves it so, and \
+             then nobody was told that it is durable; damage of the disk would look the same"
+        );
+    }
+    Ok(log)
+}
+
+/// Opens the log, and finds out whether the store is on its way into a cluster.
+fn open_log(config: &Config) -> anyhow::Result<(LogStore, Option<JoinNote>)> {
+    let dir = &config.data_dir;
+    let log = open_directory(dir)?;
+    let mut note = JoinNote::load(dir)?;
+    if log.header().is_some() {
+        return Ok((log, note));
+    }
+    if note.is_none() && !config.join.is_empty() {
+        let name = config.joining_name()?;
+        let remotes = config.join.iter().map(ToString::to_string).collect();
+        note = Some(JoinNote::new(random_id()?, name, config.advertise_peer.to_string(), None, remotes));
+    }
+    let Some(note) = &mut note else { return Ok((log, None)) };
+    if let Some(name) = config.name.as_ref().filter(|name| **name != note.name) {
+        return Err(UsageError::new(format!(
+            "--name is {name}, but {} was prepared to join as {}; give that name or another directory",
+            dir.display(),
+            note.name
+        ))
+        .into());
+    }
+    if note.granted.is_none() {
+        for remote in config.join.iter().map(ToString::to_string) {
+            if !note.remotes.contains(&remote) {
+                note.remotes.insert(0, remote);
+            }
         }
-        let (log, report) = LogStore::open(&dir.join("log"), Options::default()).map_err(wrong_state)?;
-        if let Some(torn) = &report.torn_tail {
-            tracing::warn!(
-                ?torn,
-                "the last record of the journal is not whole and was cut off: a crash while it was written leaves it so, \
-                 and then nobody was told that it is durable; damage of the disk would look the same"
-            );
+    }
+    if note.lineage == 0 {
+        note.lineage = pontoon_node::create_joining_lineage(&log, random_u64()?)
+            .context("cannot initialise the data directory")?;
+    }
+    // Before anybody hears of it: a restart asks for the same.
+    note.save(dir)?;
+    Ok((log, Some(note.clone())))
+}
+
+impl Opened {
+    /// Opens the rest of the data directory, and makes a new store of it if it is empty.
+    fn open(config: &Config, log: LogStore, note: Option<&JoinNote>) -> anyhow::Result<Self> {
+        let dir = &config.data_dir;
+        if let (None, Some(note)) = (log.header(), note) {
+            join::establish(dir, &log, note, &config.advertise_client.to_string())
+                .context("cannot initialise the data directory")?;
         }
         let (header, bootstrap) = match log.header() {
             Some(header) => (Self::check_known(config, header)?, Registry::default()),
@@ -302,8 +502,7 @@ impl Opened {
             peer_address: config.advertise_peer.to_string(),
             client_address: config.advertise_client.to_string(),
             // Known when the node has counted this start.
-            lineage: 0,
-            start: 0,
+            ..StoreRecord::default()
         };
         Ok(Self { log, engine, registry, machine, header, own })
     }
@@ -319,7 +518,9 @@ impl Opened {
             ))
             .into());
         }
-        if !config.initial_cluster.is_empty() {
+        if !config.join.is_empty() {
+            tracing::info!("the data directory is initialised already: --join is ignored");
+        } else if !config.initial_cluster.is_empty() {
             let named = Config { name: Some(header.name.clone()), ..config.clone() };
             let bootstrap = named.bootstrap()?;
             if bootstrap.cluster != header.cluster {
@@ -340,28 +541,44 @@ impl Opened {
     /// Makes a new store. The header comes last: a crash before it leaves a directory that is made anew.
     fn initialize(config: &Config, log: &LogStore) -> anyhow::Result<(Header, Registry)> {
         let bootstrap = config.bootstrap()?;
-        let registry = Registry::bootstrap(bootstrap.stores.iter().map(|store| StoreRecord {
-            store: store.store,
-            name: store.name.clone(),
-            peer_address: store.address.to_string(),
-            client_address: String::new(),
-            lineage: 0,
-            start: 0,
-        }));
-        let (mut machine, _) = RegistryMachine::open(&config.data_dir.join("meta"), registry.clone())?;
-        machine.sync()?;
-        let header = Header {
-            cluster: bootstrap.cluster,
-            store: StoreId(bootstrap.own.store),
-            name: bootstrap.own.name,
-            peer_address: config.advertise_peer.to_string(),
-            client_address: config.advertise_client.to_string(),
-        };
-        // Before the header: a directory that has one and no lineage is of a version that knew none.
-        pontoon_node::create_lineage(log, random_u64()?).context("cannot initialise the data directory")?;
-        log.initialize(header.clone()).context("cannot initialise the data directory")?;
+        let client = config.advertise_client.to_string();
+        let registry = found(&config.data_dir, log, &bootstrap, &client, config.election_timeout)?;
+        let header = log.header().context("the header was just written")?;
         Ok((header, registry))
     }
+}
+
+/// Makes an empty directory that of a store of a new cluster, and returns the registry that the cluster begins with.
+///
+/// # Errors
+/// The directory cannot be written.
+pub(crate) fn found(
+    dir: &Path,
+    log: &LogStore,
+    bootstrap: &Bootstrap,
+    client: &str,
+    election_timeout: Duration,
+) -> anyhow::Result<Registry> {
+    let mut registry = Registry::bootstrap(bootstrap.stores.iter().map(|store| StoreRecord {
+        store: store.store,
+        name: store.name.clone(),
+        peer_address: store.address.to_string(),
+        ..StoreRecord::default()
+    }));
+    registry.election_timer_ms = u64::try_from(election_timeout.as_millis()).unwrap_or(u64::MAX);
+    let (mut machine, _) = RegistryMachine::open(&dir.join("meta"), registry.clone())?;
+    machine.sync()?;
+    let header = Header {
+        cluster: bootstrap.cluster,
+        store: StoreId(bootstrap.own.store),
+        name: bootstrap.own.name.clone(),
+        peer_address: bootstrap.own.address.to_string(),
+        client_address: client.to_owned(),
+    };
+    // Before the header: a directory that has one and no lineage is of a version that knew none.
+    pontoon_node::create_lineage(log, random_u64()?).context("cannot initialise the data directory")?;
+    log.initialize(header).context("cannot initialise the data directory")?;
+    Ok(registry)
 }
 
 /// A data directory that must not be used as it is: exit code 2.
@@ -373,16 +590,19 @@ pub(crate) fn wrong_state(error: impl std::error::Error + Send + Sync + 'static)
     }
 }
 
-/// Opens the meta group; its voters are the stores of the registry that the cluster began with.
+/// Opens the meta group: as one of its founders, or, with `joining`, as the replica under which it was let in.
 async fn open_meta(
     node: &Node,
-    registry: &watch::Receiver<Arc<Registry>>,
+    registry: &Registry,
+    joining: Option<ReplicaId>,
     machine: RegistryMachine,
 ) -> anyhow::Result<()> {
-    let voters: Vec<ReplicaId> =
-        registry.borrow().stores.keys().map(|&store| ReplicaRecord { store, number: 1 }.into()).collect();
+    let founders = registry.meta.as_ref().map(GroupRecord::founder_ids).unwrap_or_default();
     let node = node.clone();
-    tokio::task::spawn_blocking(move || node.open_group(META_GROUP, &voters, Box::new(machine)))
-        .await?
-        .map_err(wrong_state)
+    let opened = tokio::task::spawn_blocking(move || match joining {
+        Some(own) => node.join_group(META_GROUP, own, Box::new(machine)),
+        // The log knows better than the founders, if there is one.
+        None => node.open_group(META_GROUP, &founders, Box::new(machine)),
+    });
+    opened.await?.map_err(wrong_state)
 }

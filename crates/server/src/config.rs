@@ -4,19 +4,36 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use pontoon_kv::{Limits, Retention};
 
 use crate::error::UsageError;
 use crate::identity;
 
 mod address;
 pub(crate) mod layers;
+mod tls;
 pub(crate) mod units;
 
-pub(crate) use address::{ClientListener, HostPort, NamedAddress, keyspace_name, store_name};
+use units::{Quota, Retained};
+
+pub(crate) use address::{
+    ClientListener, HostPort, NamedAddress, check_store_name, keyspace_name, store_name,
+};
+pub(crate) use tls::TlsConfig;
 
 /// The name of a store that was given none and starts alone, as in etcd.
 const DEFAULT_NAME: &str = "default";
+
+/// How much of the past is kept without being asked to forget it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CompactionMode {
+    /// By time.
+    #[default]
+    Periodic,
+    /// By number of revisions.
+    Revision,
+}
 
 /// The flags of `pontoon serve`: each checked by itself, not yet against each other.
 #[derive(Args, Clone, Debug)]
@@ -46,7 +63,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:2380")]
     pub(crate) listen_peer: HostPort,
 
-    /// Address that peers are told [default: --listen-peer]
+    /// Address that peers are told [default: --listen-peer, or what the directory was prepared with if that is 0.0.0.0]
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) advertise_peer: Option<HostPort>,
 
@@ -58,8 +75,12 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "TOKEN", default_value = "pontoon")]
     pub(crate) cluster_token: String,
 
-    /// For etcd's habit; a new cluster is the only kind that --initial-cluster starts
-    #[arg(long, value_name = "STATE", default_value = "new", value_parser = ["new"], hide = true)]
+    /// Join a running cluster: peer addresses of its stores, one or more; for a data directory that is new
+    #[arg(long, value_name = "HOST:PORT,..", value_delimiter = ',')]
+    pub(crate) join: Vec<HostPort>,
+
+    /// As etcd's: with `existing`, the other addresses of --initial-cluster serve as --join
+    #[arg(long, value_name = "STATE", default_value = "new", value_parser = ["new", "existing"])]
     pub(crate) initial_cluster_state: String,
 
     /// Dial this peer here instead of at its advertised address; repeatable
@@ -70,9 +91,38 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "D", default_value = "1s", value_parser = units::election_timeout)]
     pub(crate) election_timeout: Duration,
 
+    /// What waits for tokens of the stores that it is sent to: nothing, elastic work, or all
+    #[arg(long, value_name = "off|elastic|all", default_value = pontoon_flow::Mode::default().name())]
+    #[arg(value_parser = units::flow_mode)]
+    pub(crate) flow_control: pontoon_flow::Mode,
+
+    /// Bytes that each keyspace may hold before it takes no more puts; 0: 2GiB, -1: no bound
+    #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = units::quota)]
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) quota_backend_bytes: Quota,
+
+    /// What --auto-compaction-retention counts: `periodic` time, `revision` revisions
+    #[arg(long, value_name = "MODE", value_enum, default_value_t, hide_possible_values = true)]
+    pub(crate) auto_compaction_mode: CompactionMode,
+
+    /// Forget what is older than this in each keyspace: a time (bare: hours), or so many revisions; 0: keep all
+    #[arg(long, value_name = "N|D", default_value = "0", value_parser = units::retention)]
+    pub(crate) auto_compaction_retention: Retained,
+
+    /// How often watchers that ask for progress hear that nothing happened
+    #[arg(long, value_name = "D", default_value = "5s", value_parser = units::progress_interval)]
+    pub(crate) watch_progress_interval: Duration,
+
+    /// How long a login of a user is good for; seconds and less are for tests of clients
+    #[arg(long, value_name = "D", default_value = "24h", value_parser = units::token_ttl)]
+    pub(crate) auth_token_ttl: Duration,
+
     /// Serve /metrics, /livez, /readyz and /health over HTTP here
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) metrics_listen: Option<HostPort>,
+
+    #[command(flatten)]
+    pub(crate) tls: tls::TlsArgs,
 
     /// Exit when standard input ends or the parent dies; `pontoon dev` starts its children with it
     #[arg(long, hide = true)]
@@ -100,12 +150,22 @@ pub(crate) struct Config {
     pub(crate) initial_cluster: Vec<NamedAddress>,
     /// What the ids of a new cluster are derived from, with the names.
     pub(crate) cluster_token: String,
+    /// Peers of a running cluster that a new data directory joins; empty: it starts a new one.
+    pub(crate) join: Vec<HostPort>,
     /// Peers by name that are dialled elsewhere than where they say they are.
     pub(crate) dial: BTreeMap<String, HostPort>,
     /// The election timeout of a new cluster: 100 ms to 10 min, whole milliseconds.
     pub(crate) election_timeout: Duration,
+    /// What flow control governs.
+    pub(crate) flow_control: pontoon_flow::Mode,
     /// Where metrics and health are served over HTTP; `None`: nowhere.
     pub(crate) metrics_listen: Option<HostPort>,
+    /// What clients may do, in each keyspace.
+    pub(crate) limits: Limits,
+    /// How much of the past each keyspace keeps; `None`: all that nobody compacts.
+    pub(crate) retention: Option<Retention>,
+    /// Certificates of clients and peers.
+    pub(crate) tls: TlsConfig,
 }
 
 /// The first members of a new cluster, with their ids.
@@ -186,23 +246,56 @@ impl Config {
         }
         let advertise_client =
             args.advertise_client.clone().unwrap_or_else(|| args.listen_client[0].address.clone());
+        let advertise_peer = args.advertise_peer.clone().unwrap_or_else(|| args.listen_peer.clone());
+        let join = joined(&args, &advertise_peer)?;
         let config = Self {
             data_dir: args.data_dir,
             name: args.name,
             listen_client: args.listen_client,
             advertise_client,
-            advertise_peer: args.advertise_peer.unwrap_or_else(|| args.listen_peer.clone()),
+            advertise_peer,
+            join,
             listen_peer: args.listen_peer,
             initial_cluster: args.initial_cluster,
             cluster_token: args.cluster_token,
             dial: args.dial.into_iter().map(|entry| (entry.name, entry.address)).collect(),
             election_timeout: args.election_timeout,
+            flow_control: args.flow_control,
             metrics_listen: args.metrics_listen,
+            limits: Limits {
+                quota_bytes: args.quota_backend_bytes.0,
+                watch_progress_interval: args.watch_progress_interval,
+                auth_token_ttl: args.auth_token_ttl,
+                ..Limits::default()
+            },
+            retention: retention(args.auto_compaction_mode, args.auto_compaction_retention)?,
+            tls: TlsConfig::from_args(args.tls)?,
         };
         if config.data_dir_is_new() {
-            config.bootstrap()?;
+            if config.join.is_empty() {
+                config.bootstrap()?;
+            } else {
+                config.joining_name()?;
+            }
         }
         Ok(config)
+    }
+
+    /// The name of a store that joins: it has to be given, as the name of one that is given none is taken.
+    ///
+    /// # Errors
+    /// There is none, or this store's address cannot be dialled.
+    pub(crate) fn joining_name(&self) -> Result<String, UsageError> {
+        if self.advertise_peer.is_unspecified() {
+            return Err(UsageError::new(format!(
+                "--advertise-peer is {}; peers cannot dial an unspecified address; give the address that they reach this \
+                 store at",
+                self.advertise_peer
+            )));
+        }
+        self.name.clone().ok_or_else(|| {
+            UsageError::new("--join needs --name; a store that joins has a name of its own; give one")
+        })
     }
 
     /// Whether the data directory is missing or empty. One that is not empty may still be uninitialised: a
@@ -264,6 +357,49 @@ impl Config {
     }
 }
 
+/// What the two flags of auto-compaction mean together.
+fn retention(mode: CompactionMode, keep: Retained) -> Result<Option<Retention>, UsageError> {
+    match (mode, keep) {
+        (_, Retained::Number(0)) => Ok(None),
+        (CompactionMode::Periodic, Retained::Number(hours)) => {
+            Ok(Some(Retention::Period(Duration::from_secs(3600 * u64::from(hours)))))
+        }
+        (CompactionMode::Periodic, Retained::Period(period)) => Ok(Some(Retention::Period(period))),
+        (CompactionMode::Revision, Retained::Number(n)) => Ok(Some(Retention::Revisions(i64::from(n)))),
+        (CompactionMode::Revision, Retained::Period(_)) => Err(UsageError::new(
+            "--auto-compaction-retention is a time, but --auto-compaction-mode is revision, which counts revisions; give a \
+             number, or the mode periodic",
+        )),
+    }
+}
+
+/// Whom a new store asks to be let in.
+fn joined(args: &ServeArgs, own: &HostPort) -> Result<Vec<HostPort>, UsageError> {
+    let existing = args.initial_cluster_state == "existing";
+    if !args.join.is_empty() && !args.initial_cluster.is_empty() && !existing {
+        return Err(UsageError::new(
+            "--join and --initial-cluster are both given; one joins a cluster, the other starts one; leave one of them out, \
+             or say --initial-cluster-state existing",
+        ));
+    }
+    let mut join = args.join.clone();
+    if existing {
+        join.extend(args.initial_cluster.iter().map(|entry| entry.address.clone()).filter(|a| a != own));
+        if join.is_empty() {
+            return Err(UsageError::new(
+                "--initial-cluster-state existing needs the address of another store in --initial-cluster or --join; a \
+                 store joins a cluster by one of its members; name one",
+            ));
+        }
+    }
+    if join.contains(own) {
+        return Err(UsageError::new(format!(
+            "--join has {own}, which is this store's own peer address; a store joins by another one; name one of those"
+        )));
+    }
+    Ok(join)
+}
+
 fn first_duplicate<'a, T: Ord>(items: impl IntoIterator<Item = &'a T>) -> Option<&'a T> {
     let mut seen = BTreeSet::new();
     items.into_iter().find(|item| !seen.insert(*item))
@@ -304,6 +440,22 @@ mod tests {
     }
 
     #[test]
+    fn what_keyspaces_may_hold_and_keep() {
+        let default = config("").expect("valid");
+        assert_eq!((default.limits, default.retention), (Limits::default(), None));
+        let keeps = |flags: &str| config(flags).expect("valid").retention;
+        let hours = |n: u64| Some(Retention::Period(Duration::from_secs(3600 * n)));
+        assert_eq!(keeps("--auto-compaction-retention 8"), hours(8));
+        assert_eq!(keeps("--auto-compaction-retention 2h"), hours(2));
+        let by_revision = keeps("--auto-compaction-mode=revision --auto-compaction-retention=1000");
+        assert_eq!(by_revision, Some(Retention::Revisions(1000)));
+        let quota = |flags: &str| config(flags).expect("valid").limits.quota_bytes;
+        assert_eq!(quota("--quota-backend-bytes 8GiB"), Some(8 << 30));
+        assert_eq!(quota("--quota-backend-bytes -1"), None);
+        assert_eq!(quota("--quota-backend-bytes=0"), Some(2 << 30));
+    }
+
+    #[test]
     fn all_stores_of_a_static_start_agree() {
         let of =
             |flags: &str| config(&format!("{THREE} {flags}")).expect("valid").bootstrap().expect("valid");
@@ -338,8 +490,27 @@ mod tests {
                 "--name a --listen-peer 0.0.0.0:1 --initial-cluster a=0.0.0.0:1,b=h:2".to_owned(),
                 vec!["a=0.0.0.0:1", "unspecified"],
             ),
+            ("--tls-cert c.pem".to_owned(), vec!["--tls-cert without --tls-key and --tls-ca"]),
+            (
+                "--tls-peer-ca c.pem".to_owned(),
+                vec!["--tls-peer-ca without --tls-peer-cert and --tls-peer-key"],
+            ),
+            ("--tls-client-auth".to_owned(), vec!["--tls-client-auth", "without --tls-cert"]),
             ("--election-timeout 50ms".to_owned(), vec!["100ms to 10m"]),
-            ("--initial-cluster-state existing".to_owned(), vec!["new"]),
+            ("--quota-backend-bytes 5".to_owned(), vec!["at least 2 MiB"]),
+            (
+                "--auto-compaction-mode revision --auto-compaction-retention 5m".to_owned(),
+                vec!["--auto-compaction-retention", "--auto-compaction-mode"],
+            ),
+            ("--auto-compaction-retention 5ms".to_owned(), vec!["1s or longer"]),
+            ("--watch-progress-interval 1ms".to_owned(), vec!["100ms or longer"]),
+            ("--auth-token-ttl 1ms".to_owned(), vec!["1s or longer"]),
+            ("--initial-cluster-state existing".to_owned(), vec!["another store in --initial-cluster"]),
+            ("--initial-cluster-state old".to_owned(), vec!["new", "existing"]),
+            ("--join h:1".to_owned(), vec!["--join needs --name"]),
+            ("--name a --join 127.0.0.1:2380".to_owned(), vec!["own peer address"]),
+            (format!("{THREE} --name n1 --join h:1"), vec!["--join and --initial-cluster"]),
+            ("--name a --listen-peer 0.0.0.0:1 --join h:1".to_owned(), vec!["unspecified"]),
         ] {
             let error = config(&flags).map(|_| ()).expect_err(&flags);
             for part in parts {

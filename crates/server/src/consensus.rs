@@ -4,12 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use pontoon_kv::consensus::{Consensus, MemberInfo, MoveLeaderError, ReplicaStatus};
-use pontoon_node::meta::{META_GROUP, Registry};
+use pontoon_kv::consensus::{
+    Consensus, MemberChange, MemberChangeError, MemberInfo, MoveLeaderError, ReplicaStatus,
+};
+use pontoon_node::meta::{DEFAULT_GROUP, META_GROUP, Registry, StoreRecord, StoreState, meta_command};
 use pontoon_node::{Node, ProposeError, ReadError};
 use pontoon_raft_core::types::{GroupId, LogIndex, StoreId, Term};
 use pontoon_storage::Header;
 use tokio::sync::watch;
+
+use crate::{compose, reconcile};
 
 /// How long a leadership that was asked to move may take.
 const MOVE_MAX: Duration = Duration::from_secs(5);
@@ -21,6 +25,16 @@ pub(crate) struct NodeConsensus {
     registry: watch::Receiver<Arc<Registry>>,
     cluster: u64,
     election_timeout: Duration,
+    schemes: Schemes,
+}
+
+/// Which URLs members have: all stores of a cluster are alike.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Schemes {
+    /// Clients are served over TLS.
+    pub(crate) clients_encrypted: bool,
+    /// Stores talk to each other over TLS.
+    pub(crate) peers_encrypted: bool,
 }
 
 impl NodeConsensus {
@@ -29,8 +43,9 @@ impl NodeConsensus {
         registry: watch::Receiver<Arc<Registry>>,
         header: &Header,
         election_timeout: Duration,
+        schemes: Schemes,
     ) -> Self {
-        Self { node, registry, cluster: header.cluster, election_timeout }
+        Self { node, registry, cluster: header.cluster, election_timeout, schemes }
     }
 }
 
@@ -46,7 +61,9 @@ impl Consensus for NodeConsensus {
     fn status(&self, group: GroupId) -> Option<ReplicaStatus> {
         let (term, leader) = self.node.leadership(group)?;
         let (commit_index, applied_index) = self.node.progress(group)?;
-        Some(ReplicaStatus { leader, term: Term(term), commit_index, applied_index, is_learner: false })
+        let is_learner =
+            self.registry.borrow().stores.get(&self.node.store().0).is_some_and(|own| own.learner);
+        Some(ReplicaStatus { leader, term: Term(term), commit_index, applied_index, is_learner })
     }
 
     async fn members_barrier(&self) -> Result<(), ReadError> {
@@ -56,22 +73,68 @@ impl Consensus for NodeConsensus {
     fn members(&self, group: GroupId) -> Vec<MemberInfo> {
         let registry = self.registry.borrow();
         let Some(record) = registry.groups.get(&group.0) else { return Vec::new() };
-        let urls = |address: &str| match address {
-            "" => Vec::new(),
-            address => vec![format!("http://{address}")],
+        // `default` stands for the cluster: it comes to every store, also to those that wait for it.
+        let belongs = |store: &&StoreRecord| match store.state() {
+            StoreState::Kicked => false,
+            _ => group == DEFAULT_GROUP || record.on(store.store).is_some(),
         };
-        record
-            .voters
-            .iter()
-            .filter_map(|voter| registry.stores.get(&voter.store))
+        let urls = |address: &str, encrypted: bool| match address {
+            "" => Vec::new(),
+            address => vec![format!("{}://{address}", if encrypted { "https" } else { "http" })],
+        };
+        registry
+            .stores
+            .values()
+            .filter(belongs)
             .map(|store| MemberInfo {
                 id: StoreId(store.store),
                 name: store.name.clone(),
-                peer_urls: urls(&store.peer_address),
-                client_urls: urls(&store.client_address),
-                is_learner: false,
+                peer_urls: urls(&store.peer_address, self.schemes.peers_encrypted),
+                client_urls: urls(&store.client_address, self.schemes.clients_encrypted),
+                is_learner: store.learner,
             })
             .collect()
+    }
+
+    async fn change_members(&self, change: MemberChange) -> Result<StoreId, MemberChangeError> {
+        use meta_command::Change;
+        let of_store = |store: StoreId| self.registry.borrow().stores.get(&store.0).cloned();
+        let known = |store: StoreId| {
+            of_store(store).filter(|s| s.state() != StoreState::Kicked).ok_or(MemberChangeError::NotFound)
+        };
+        let (change, adds) = match change {
+            MemberChange::Add { peer_address, learner } => {
+                let store = compose::random_id()
+                    .map_err(|_| ProposeError::Stopped { reason: "it has no random numbers" })?;
+                let place = StoreRecord { store, peer_address, learner, ..StoreRecord::default() };
+                (Change::ReserveStore(place), true)
+            }
+            MemberChange::Remove(store) => {
+                known(store)?;
+                (Change::RemoveStore(meta_command::RemoveStore { store: store.0, kick: true }), false)
+            }
+            MemberChange::Readdress(store, peer_address) => {
+                known(store)?;
+                (Change::ReaddressStore(meta_command::ReaddressStore { store: store.0, peer_address }), true)
+            }
+            MemberChange::Promote(store) => {
+                let known = known(store)?;
+                if !known.learner {
+                    return Err(MemberChangeError::NotLearner);
+                }
+                if known.state() != StoreState::Member {
+                    return Err(MemberChangeError::NotReady);
+                }
+                (Change::PromoteStore(meta_command::PromoteStore { store: store.0 }), false)
+            }
+        };
+        let reply = reconcile::change(&self.node, change).await?;
+        match reply {
+            reply if reply.is_done() => Ok(StoreId(reply.store)),
+            reply if reply.missing => Err(MemberChangeError::NotFound),
+            _ if adds => Err(MemberChangeError::AddressExists),
+            reply => Err(MemberChangeError::Last(reply.error)),
+        }
     }
 
     async fn move_leader(&self, group: GroupId, to: StoreId) -> Result<(), MoveLeaderError> {

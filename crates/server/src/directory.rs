@@ -1,11 +1,11 @@
-//! Which keyspaces there are, and which of them live on this store.
+//! Which keyspaces there are, and which of them this store serves.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use pontoon_kv::Keyspace;
 use pontoon_kv::keyspace::Directory;
-use pontoon_node::meta::{GroupRecord, Registry};
+use pontoon_node::meta::{GroupRecord, Registry, ReplicaState};
 use pontoon_raft_core::types::{GroupId, StoreId};
 
 /// The keyspaces of the registry, as far as this store has followed it.
@@ -21,15 +21,12 @@ struct Entries {
 #[derive(Debug)]
 struct Entry {
     name: String,
-    place: Place,
-}
-
-#[derive(Clone, Debug)]
-enum Place {
-    /// A replica is here.
-    Here(Arc<Keyspace>),
-    /// Replicas are on these stores only.
-    Elsewhere(Arc<[StoreId]>),
+    /// A replica is here. It need not be one that may be asked: it may be on its way in or out.
+    here: Option<Arc<Keyspace>>,
+    /// This store answers for the keyspace.
+    serves: bool,
+    /// The other stores that do.
+    elsewhere: Arc<[StoreId]>,
 }
 
 impl KeyspaceDirectory {
@@ -37,28 +34,48 @@ impl KeyspaceDirectory {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, record: &GroupRecord, place: Place) {
-        let mut entries = self.0.write().unwrap_or_else(PoisonError::into_inner);
+    fn write(&self) -> RwLockWriteGuard<'_, Entries> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Follows what the registry says of a keyspace. A replica that is joining, or to be removed, is passed over as long as
+    /// others can answer.
+    pub(crate) fn follow(&self, record: &GroupRecord, own: StoreId) {
+        let mut entries = self.write();
         entries.by_name.insert(record.name.clone(), record.id());
-        entries.by_group.insert(record.id(), Entry { name: record.name.clone(), place });
+        let others = || record.voters().filter(|r| r.store != own.0).map(|r| StoreId(r.store));
+        let entry = entries.by_group.entry(record.id()).or_insert_with(|| Entry {
+            name: record.name.clone(),
+            here: None,
+            serves: false,
+            elsewhere: Arc::from([]),
+        });
+        if !entry.elsewhere.iter().copied().eq(others()) {
+            entry.elsewhere = others().collect();
+        }
+        let votes = record.on(own.0).is_some_and(|r| r.state() == ReplicaState::Voter);
+        entry.serves = entry.here.is_some() && (votes || entry.elsewhere.is_empty());
     }
 
-    /// Adds a keyspace with a replica on this store.
-    pub(crate) fn insert(&self, record: &GroupRecord, keyspace: Arc<Keyspace>) {
-        self.add(record, Place::Here(keyspace));
+    /// The replica that was opened here.
+    pub(crate) fn opened(&self, group: GroupId, keyspace: Arc<Keyspace>) {
+        if let Some(entry) = self.write().by_group.get_mut(&group) {
+            entry.here = Some(keyspace);
+        }
     }
 
-    /// Adds a keyspace that lives on other stores.
-    pub(crate) fn insert_remote(&self, record: &GroupRecord) {
-        self.add(record, Place::Elsewhere(record.voters.iter().map(|v| StoreId(v.store)).collect()));
+    /// The replica here is about to be closed.
+    pub(crate) fn closing(&self, group: GroupId) {
+        if let Some(entry) = self.write().by_group.get_mut(&group) {
+            (entry.serves, entry.here) = (false, None);
+        }
     }
 
     /// Takes a keyspace away.
     pub(crate) fn remove(&self, group: GroupId) {
-        let mut entries = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(entry) = entries.by_group.remove(&group)
-            && entries.by_name.get(&entry.name) == Some(&group)
-        {
+        let mut entries = self.write();
+        let Some(entry) = entries.by_group.remove(&group) else { return };
+        if entries.by_name.get(&entry.name) == Some(&group) {
             entries.by_name.remove(&entry.name);
         }
     }
@@ -68,6 +85,11 @@ impl KeyspaceDirectory {
         self.read().by_group.contains_key(&group)
     }
 
+    /// Whether a replica of it is open here.
+    pub(crate) fn is_open(&self, group: GroupId) -> bool {
+        self.read().by_group.get(&group).is_some_and(|entry| entry.here.is_some())
+    }
+
     /// The groups that are here and not in the registry any more.
     pub(crate) fn groups_not_in(&self, registry: &Registry) -> Vec<GroupId> {
         self.read().by_group.keys().filter(|g| !registry.groups.contains_key(&g.0)).copied().collect()
@@ -75,28 +97,21 @@ impl KeyspaceDirectory {
 
     /// The state of a keyspace that has a replica here.
     pub(crate) fn keyspace(&self, group: GroupId) -> Option<Arc<Keyspace>> {
-        match &self.read().by_group.get(&group)?.place {
-            Place::Here(keyspace) => Some(Arc::clone(keyspace)),
-            Place::Elsewhere(_) => None,
-        }
+        self.read().by_group.get(&group)?.here.clone()
     }
 
-    /// Where a keyspace lives, if it has no replica here.
+    /// Where a keyspace lives, if this store does not answer for it.
     pub(crate) fn elsewhere(&self, name: &str) -> Option<Arc<[StoreId]>> {
         let entries = self.read();
-        match &entries.by_group.get(entries.by_name.get(name)?)?.place {
-            Place::Here(_) => None,
-            Place::Elsewhere(stores) => Some(Arc::clone(stores)),
-        }
+        let entry = entries.by_group.get(entries.by_name.get(name)?)?;
+        (!entry.serves).then(|| Arc::clone(&entry.elsewhere))
     }
 }
 
 impl Directory for KeyspaceDirectory {
     fn find(&self, name: &str) -> Option<Arc<Keyspace>> {
         let entries = self.read();
-        match &entries.by_group.get(entries.by_name.get(name)?)?.place {
-            Place::Here(keyspace) => Some(Arc::clone(keyspace)),
-            Place::Elsewhere(_) => None,
-        }
+        let entry = entries.by_group.get(entries.by_name.get(name)?)?;
+        entry.here.clone().filter(|_| entry.serves)
     }
 }

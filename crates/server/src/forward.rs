@@ -9,7 +9,6 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use http::{HeaderValue, Request, Response};
 use pontoon_kv::keyspace::{Directory as _, KEYSPACE_METADATA, with_name};
@@ -20,10 +19,11 @@ use pontoon_raft_core::types::StoreId;
 use tokio::sync::watch;
 use tonic::Status;
 use tonic::body::Body;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tower::{Layer, Service};
 
 use crate::directory::KeyspaceDirectory;
+use crate::tls::StoreDialer;
 
 /// Says how often a request was passed on.
 const FORWARDED: &str = "pontoon-forwarded";
@@ -42,7 +42,8 @@ struct Shared {
     registry: watch::Receiver<Arc<Registry>>,
     /// This store has met the others and opened its groups.
     takes_part: Arc<AtomicBool>,
-    /// One channel per address; it connects when it is used, and again when it has to.
+    dialer: StoreDialer,
+    /// One channel per address.
     channels: Mutex<HashMap<String, Channel>>,
 }
 
@@ -52,8 +53,10 @@ impl ForwardLayer {
         directory: Arc<KeyspaceDirectory>,
         registry: watch::Receiver<Arc<Registry>>,
         takes_part: Arc<AtomicBool>,
+        dialer: StoreDialer,
     ) -> Self {
-        Self(Arc::new(Shared { node, directory, registry, takes_part, channels: Mutex::default() }))
+        let channels = Mutex::default();
+        Self(Arc::new(Shared { node, directory, registry, takes_part, dialer, channels }))
     }
 }
 
@@ -75,7 +78,10 @@ impl Shared {
     /// A channel to a store that can answer the request, if this one cannot.
     fn elsewhere(&self, request: &Request<Body>) -> Option<Result<(String, Channel), Status>> {
         let path = request.uri().path();
-        if !["/etcdserverpb.", "/v3lockpb.", "/v3electionpb."].iter().any(|p| path.starts_with(p)) {
+        if !["/etcdserverpb.", "/v3lockpb.", "/v3electionpb.", "/pontoon.v1.Restore/"]
+            .iter()
+            .any(|p| path.starts_with(p))
+        {
             return None;
         }
         let for_the_leader = FOR_THE_LEADER.contains(&path);
@@ -129,11 +135,7 @@ impl Shared {
         if let Some(channel) = channels.get(&address) {
             return Ok(channel.clone());
         }
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|error| Status::internal(format!("the address {address}: {error}")))?
-            .connect_timeout(Duration::from_secs(2))
-            .tcp_nodelay(true);
-        let channel = endpoint.connect_lazy();
+        let channel = self.dialer.channel(&address)?;
         channels.insert(address, channel.clone());
         Ok(channel)
     }

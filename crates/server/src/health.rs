@@ -1,15 +1,18 @@
-//! The HTTP side port: `/metrics`, `/livez`, `/readyz`, `/health`.
+//! The HTTP side port: `/metrics`, `/livez`, `/readyz`, `/health`, `/version`.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use pontoon_node::Node;
+use pontoon_flow::{Class, StoreView};
+use pontoon_kv::{ETCD_VERSION, Engine, UpkeepStats};
 use pontoon_node::meta::DEFAULT_GROUP;
+use pontoon_node::{FlowView, Node};
 use pontoon_transport::{Direction, LinkStatus};
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, text};
 use prometheus_client::metrics::MetricType;
@@ -20,8 +23,15 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// Serves the side port until `stop`.
-pub(crate) async fn serve(listener: TcpListener, node: Node, stop: CancellationToken) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    node: Node,
+    engine: Engine,
+    upkeep: Arc<UpkeepStats>,
+    stop: CancellationToken,
+) {
     let mut metrics = Registry::with_prefix("pontoon");
+    metrics.register_collector(Box::new(KeyspaceMetrics { engine, upkeep }));
     metrics.register_collector(Box::new(NodeMetrics(node.clone())));
     let shared = Arc::new(Side { node, metrics });
     let routes = Router::new()
@@ -29,6 +39,7 @@ pub(crate) async fn serve(listener: TcpListener, node: Node, stop: CancellationT
         .route("/livez", get(live))
         .route("/readyz", get(ready))
         .route("/health", get(health))
+        .route("/version", get(version))
         .with_state(shared);
     let served = axum::serve(listener, routes).with_graceful_shutdown(async move { stop.cancelled().await });
     if let Err(error) = served.await {
@@ -81,6 +92,17 @@ async fn health(State(side): State<Arc<Side>>) -> Response {
         }
     };
     (code, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// As etcd's `/version`: what etcd's tools look at, and this build's own version.
+async fn version() -> Response {
+    let minor = ETCD_VERSION.rsplit_once('.').map_or(ETCD_VERSION, |(minor, _)| minor);
+    let body = serde_json::json!({
+        "etcdserver": ETCD_VERSION,
+        "etcdcluster": format!("{minor}.0"),
+        "pontoon": env!("CARGO_PKG_VERSION"),
+    });
+    ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
 }
 
 /// Reads the counters where they are kept, at the moment of the scrape.
@@ -181,6 +203,122 @@ fn encode_links(encoder: &mut DescriptorEncoder<'_>, links: &[LinkStatus]) -> Re
     Ok(())
 }
 
+/// What is counted for each destination store and class of work.
+struct FlowMetric {
+    name: &'static str,
+    help: &'static str,
+    counts: bool,
+    value: fn(&StoreView, Class) -> f64,
+}
+
+const FLOW_METRICS: [FlowMetric; 6] = [
+    FlowMetric {
+        name: "flow_eval_tokens_bytes",
+        help: "Tokens left for commands to begin; negative: debt",
+        counts: false,
+        value: |view, class| *view.eval_available.get(class) as f64,
+    },
+    FlowMetric {
+        name: "flow_send_tokens_bytes",
+        help: "Tokens left for entries to be sent; negative: debt",
+        counts: false,
+        value: |view, class| *view.send_available.get(class) as f64,
+    },
+    FlowMetric {
+        name: "flow_waiting_groups",
+        help: "Groups whose commands wait for tokens",
+        counts: false,
+        value: |view, class| *view.waiting_groups.get(class) as f64,
+    },
+    FlowMetric {
+        name: "flow_waits",
+        help: "Times that a group had to wait for tokens before its commands began",
+        counts: true,
+        value: |view, class| *view.counters.waits.get(class) as f64,
+    },
+    FlowMetric {
+        name: "flow_deducted_bytes",
+        help: "Send tokens taken",
+        counts: true,
+        value: |view, class| *view.counters.deducted.get(class) as f64,
+    },
+    FlowMetric {
+        name: "flow_disconnected_bytes",
+        help: "Send tokens that came back because a stream closed, rather than by admission",
+        counts: true,
+        value: |view, class| *view.counters.disconnected.get(class) as f64,
+    },
+];
+
+fn encode_flow(encoder: &mut DescriptorEncoder<'_>, flow: &FlowView) -> Result<(), std::fmt::Error> {
+    let store = |view: &StoreView| ("store", format!("{:016x}", view.store.0));
+    for metric in &FLOW_METRICS {
+        let kind = if metric.counts { MetricType::Counter } else { MetricType::Gauge };
+        let mut family = encoder.encode_descriptor(metric.name, metric.help, None, kind)?;
+        for view in &flow.stores {
+            for class in Class::ALL {
+                let labels = [store(view), ("class", class.name().to_owned())];
+                let (value, one) = ((metric.value)(view, class), family.encode_family(&labels)?);
+                if metric.counts {
+                    ConstCounter::new(value).encode(one)?;
+                } else {
+                    ConstGauge::new(value).encode(one)?;
+                }
+            }
+        }
+    }
+    let help = "Groups with a send queue that waits for tokens";
+    let mut family = encoder.encode_descriptor("flow_waiting_queues", help, None, MetricType::Gauge)?;
+    for view in &flow.stores {
+        ConstGauge::new(view.waiting_queues as f64).encode(family.encode_family(&[store(view)])?)?;
+    }
+    let help = "Bytes sent beyond the tokens for a quorum, and not admitted";
+    let mut family = encoder.encode_descriptor("flow_forced_bytes", help, None, MetricType::Gauge)?;
+    for view in &flow.stores {
+        ConstGauge::new(view.forced_bytes as f64).encode(family.encode_family(&[store(view)])?)?;
+    }
+    let help = "Tokens that came back and had not been taken: always 0";
+    let unaccounted = ConstGauge::new(flow.unaccounted_bytes as f64);
+    let kind = MetricType::Gauge;
+    unaccounted.encode(encoder.encode_descriptor("flow_unaccounted_bytes", help, None, kind)?)
+}
+
+/// What the keyspaces of this store hold, all together: labels for each would be as many as there are tenants.
+#[derive(Debug)]
+struct KeyspaceMetrics {
+    engine: Engine,
+    upkeep: Arc<UpkeepStats>,
+}
+
+impl prometheus_client::collector::Collector for KeyspaceMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let mut counter = |name: &str, help: &str, value: &AtomicU64| {
+            let metric = ConstCounter::new(value.load(Ordering::Relaxed));
+            metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
+        };
+        let upkeep = &*self.upkeep;
+        counter("auto_compactions", "Compactions by rule, of keyspaces led here", &upkeep.compactions)?;
+        let help = "Compactions by rule that could not be replicated";
+        counter("auto_compaction_failures", help, &upkeep.failed_compactions)?;
+        let help = "Alarms of the quota that were taken back because there was room again";
+        counter("quota_alarms_cleared", help, &upkeep.alarms_cleared)?;
+        let (mut bytes, mut full, mut largest) = (0, 0_u64, 0);
+        for keyspace in self.engine.keyspaces() {
+            let size = keyspace.size_bytes();
+            bytes += size;
+            largest = largest.max(size);
+            full += u64::from(keyspace.is_out_of_space());
+        }
+        let mut gauge = |name: &str, help: &str, value: u64| {
+            let metric = ConstGauge::new(value as f64);
+            metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
+        };
+        gauge("keyspace_bytes", "Bytes of the versions in all keyspaces here, before compression", bytes)?;
+        gauge("keyspace_bytes_largest", "The same, of the largest keyspace", largest)?;
+        gauge("keyspaces_out_of_space", "Keyspaces here that take no more puts, by alarm", full)
+    }
+}
+
 impl prometheus_client::collector::Collector for NodeMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let log = self.0.log().stats();
@@ -227,6 +365,7 @@ impl prometheus_client::collector::Collector for NodeMetrics {
         gauge("waiting_proposals", "Commands of this store's clients that wait", load.proposals as f64)?;
         gauge("waiting_proposal_bytes", "Bytes of those commands", load.proposal_bytes as f64)?;
         gauge("waiting_reads", "Reads of this store's clients that wait", load.reads as f64)?;
-        encode_links(&mut encoder, &all_links)
+        encode_links(&mut encoder, &all_links)?;
+        encode_flow(&mut encoder, &self.0.flow())
     }
 }

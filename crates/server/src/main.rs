@@ -5,6 +5,8 @@
 //! | `cli.rs`, `cli/` | the command line: one file per command |
 //! | `config.rs`, `config/` | flags, environment and file become one checked `Config` |
 //! | `identity.rs` | the ids of a static start |
+//! | `join.rs`, `join/` | a new store asks to be let into a cluster; the side that is asked |
+//! | `members.rs`, `spread.rs` | groups follow stores; leaders are spread |
 //! | `compose.rs` | a `Config` becomes a running store |
 //! | `error.rs` | whose fault an error is: exit code 2 or 1 |
 //! | `telemetry.rs` | logs on standard error |
@@ -22,10 +24,15 @@ mod error;
 mod forward;
 mod health;
 mod identity;
+mod join;
 mod layers;
+mod members;
 mod reconcile;
 mod shutdown;
+mod spread;
 mod telemetry;
+mod tls;
+mod work_class;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

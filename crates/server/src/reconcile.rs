@@ -1,22 +1,27 @@
-//! Makes this store follow the registry: peers are dialled where they say they are, groups that are placed here are
-//! opened, groups that are gone are closed. Every step may be done twice.
+//! Makes this store follow the registry: peers are dialled where they say they are, replicas that are placed here are
+//! opened, those that were removed are closed and destroyed. Every step may be done twice.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use pontoon_kv::Engine;
-use pontoon_node::Node;
 use pontoon_node::meta::{
-    GroupKind, GroupRecord, META_GROUP, MetaCommand, MetaReply, Registry, StoreRecord, meta_command,
+    GroupKind, GroupRecord, META_GROUP, MetaCommand, MetaReply, Registry, StoreRecord, StoreState,
+    meta_command,
 };
-use pontoon_raft_core::types::{GroupId, StoreId};
+use pontoon_node::state_machine::StateMachine;
+use pontoon_node::{Node, OpenGroupError};
+use pontoon_raft_core::types::{GroupId, ReplicaId, StoreId};
 use prost::Message as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::HostPort;
 use crate::directory::KeyspaceDirectory;
+use crate::join::JoinNote;
 
 /// How long to wait before a step that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -31,6 +36,9 @@ pub(crate) struct Reconciler {
     pub(crate) own: StoreRecord,
     /// Peers by name that are dialled elsewhere than where they say they are.
     pub(crate) dial: BTreeMap<String, String>,
+    /// Where other stores say in their greetings that they are.
+    pub(crate) advertised: watch::Receiver<BTreeMap<StoreId, String>>,
+    pub(crate) data_dir: PathBuf,
 }
 
 impl Reconciler {
@@ -38,10 +46,12 @@ impl Reconciler {
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         loop {
             let registry = Arc::clone(&self.registry.borrow_and_update());
+            self.advertised.mark_unchanged();
             let complete = self.follow(&registry).await;
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = self.registry.changed() => if changed.is_err() { return },
+                changed = self.advertised.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(RETRY), if !complete => {}
             }
         }
@@ -49,8 +59,12 @@ impl Reconciler {
 
     /// Does what the registry asks for; `false` if something is left to try again.
     async fn follow(&self, registry: &Registry) -> bool {
+        if !registry.is_founded() {
+            return true;
+        }
         self.learn_starts(registry).await;
         self.dial(registry);
+        self.forget_joining(registry);
         let complete = self.open_groups(registry).await & self.forget_deleted(registry).await;
         complete && self.announce(registry).await
     }
@@ -68,25 +82,60 @@ impl Reconciler {
         let mut complete = true;
         for group in self.node.log().groups().into_iter().filter(deleted) {
             tracing::info!(%group, "forgets a keyspace that was deleted");
-            let engine = self.engine.clone();
-            let forgotten = async {
-                self.node.destroy_group(group).await?;
-                tokio::task::spawn_blocking(move || engine.destroy_keyspace(group)).await??;
-                anyhow::Ok(())
-            };
-            if let Err(error) = forgotten.await {
-                tracing::error!(%group, error = format!("{error:#}"), "cannot forget a deleted keyspace");
-                complete = false;
-            }
+            complete &= self.destroy(group).await;
         }
         complete
     }
 
-    /// Dials the peers that the registry knows.
+    /// Destroys the replica of a group here, its log first; `false` if that has to be tried again.
+    async fn destroy(&self, group: GroupId) -> bool {
+        let engine = self.engine.clone();
+        let destroyed = async {
+            self.node.destroy_group(group).await?;
+            tokio::task::spawn_blocking(move || engine.destroy_keyspace(group)).await??;
+            anyhow::Ok(())
+        };
+        let result = destroyed.await;
+        if let Err(error) = &result {
+            tracing::error!(%group, error = format!("{error:#}"), "cannot destroy a replica");
+        }
+        result.is_ok()
+    }
+
+    /// Dials the peers that the registry knows, and no one else. Where a running process says that it is counts more than
+    /// what the registry has: a store that has moved can tell the registry only when others speak with it.
     pub(crate) fn dial(&self, registry: &Registry) {
+        let transport = self.node.transport();
+        let advertised = self.advertised.borrow().clone();
         for store in registry.stores.values().filter(|s| s.store != self.own.store) {
-            let address = self.dial.get(&store.name).unwrap_or(&store.peer_address);
-            self.node.transport().set_peer(StoreId(store.store), address.clone());
+            if store.state() == StoreState::Reserved {
+                continue;
+            }
+            let said = advertised.get(&store.id());
+            let said = said.filter(|a| a.parse::<HostPort>().is_ok_and(|a| !a.is_unspecified()));
+            let address = self.dial.get(&store.name).or(said).unwrap_or(&store.peer_address);
+            if !address.is_empty() {
+                transport.set_peer(store.id(), address.clone());
+            }
+        }
+        let gone: BTreeMap<_, _> =
+            registry.removed.iter().map(|(id, gone)| (StoreId(*id), gone.reason().to_owned())).collect();
+        let closes: Vec<_> = gone.keys().copied().collect();
+        self.node.set_removed_stores(gone);
+        for store in closes {
+            transport.remove_peer(store);
+        }
+        if let Some(own) = registry.removed.get(&self.own.store) {
+            self.node.mark_removed(own.reason().to_owned());
+        }
+    }
+
+    /// A store that has become a member needs no note of how it came.
+    fn forget_joining(&self, registry: &Registry) {
+        let is_member =
+            registry.stores.get(&self.own.store).is_some_and(|own| own.state() != StoreState::Joining);
+        if is_member && let Err(error) = JoinNote::remove(&self.data_dir) {
+            tracing::warn!(%error, "cannot remove the note of how this store joined");
         }
     }
 
@@ -116,32 +165,51 @@ impl Reconciler {
     }
 
     async fn open(&self, record: &GroupRecord) -> bool {
-        let group = record.id();
-        if self.directory.knows(group) {
+        let (group, store) = (record.id(), self.node.store());
+        let own = record.on(store.0).map(|r| r.id());
+        let mut here = self.node.log().group(group).map(|state| state.replica);
+        if let Some(removed) = here.filter(|replica| record.has_removed(*replica)) {
+            tracing::info!(%group, name = record.name, replica = %removed, "destroys a replica that was removed");
+            self.directory.closing(group);
+            self.directory.follow(record, store);
+            if !self.destroy(group).await {
+                return false;
+            }
+            here = None;
+        }
+        let Some(own) = own else {
+            self.directory.follow(record, store);
+            return true;
+        };
+        if self.directory.is_open(group) {
+            self.directory.follow(record, store);
             return true;
         }
-        let voters = record.voter_ids();
-        if voters.iter().all(|v| v.store != self.node.store()) {
-            self.directory.insert_remote(record);
-            return true;
-        }
-        let own = voters.iter().find(|v| v.store == self.node.store());
         let destroyed = self.node.log().tombstone(group);
-        if own.zip(destroyed).is_some_and(|(own, destroyed)| own.number <= destroyed.number) {
-            // After a restart the registry may be older than what was done by its word: the keyspace was deleted.
-            tracing::debug!(%group, name = record.name, "was deleted, as the registry is about to hear");
+        if destroyed.is_some_and(|destroyed| own.number <= destroyed.number) {
+            // After a restart the registry may be older than what was done by its word.
+            tracing::debug!(%group, name = record.name, "was destroyed, as the registry is about to hear");
+            self.directory.follow(record, store);
             return true;
         }
-        let (engine, node, name) = (self.engine.clone(), self.node.clone(), record.name.clone());
+        // A crash may have come between the end of an earlier replica's log and that of its state.
+        let leftover = here.is_none() && destroyed.is_some();
+        let (engine, node, record_) = (self.engine.clone(), self.node.clone(), record.clone());
         let opened = tokio::task::spawn_blocking(move || {
+            if leftover {
+                engine.destroy_keyspace(group)?;
+            }
+            let name = &record_.name;
             let machine = engine.open_keyspace(group).with_context(|| format!("the state of {name}"))?;
             let keyspace = machine.keyspace();
-            node.open_group(group, &voters, Box::new(machine))?;
+            open_replica(&node, &record_, own, Box::new(machine))?;
             anyhow::Ok(keyspace)
         });
         match opened.await {
             Ok(Ok(keyspace)) => {
-                self.directory.insert(record, keyspace);
+                self.directory.follow(record, store);
+                self.directory.opened(group, keyspace);
+                self.directory.follow(record, store);
                 true
             }
             Ok(Err(error)) => {
@@ -157,11 +225,17 @@ impl Reconciler {
 
     /// Tells the others this store's name, addresses and start, if they know other ones.
     async fn announce(&self, registry: &Registry) -> bool {
-        if registry.stores.get(&self.own.store) == Some(&self.own) {
+        let Some(known) = registry.stores.get(&self.own.store) else { return true };
+        let own = StoreRecord { state: known.state, learner: known.learner, ..self.own.clone() };
+        if *known == own {
             return true;
         }
         match change(&self.node, meta_command::Change::AnnounceStore(self.own.clone())).await {
             Ok(reply) if reply.error.is_empty() => true,
+            Ok(reply) if reply.removed => {
+                self.node.mark_removed(reply.error);
+                true
+            }
             Ok(reply) => {
                 tracing::error!(error = reply.error, "the cluster does not take this store's announcement");
                 true
@@ -171,6 +245,24 @@ impl Reconciler {
                 false
             }
         }
+    }
+}
+
+/// Opens this store's replica of a group: as one of its founders, or as one that waits to be taken in.
+///
+/// # Errors
+/// See [`Node::open_group`].
+pub(crate) fn open_replica(
+    node: &Node,
+    record: &GroupRecord,
+    own: ReplicaId,
+    machine: Box<dyn StateMachine>,
+) -> Result<(), OpenGroupError> {
+    let founders = record.founder_ids();
+    if founders.contains(&own) {
+        node.open_group(record.id(), &founders, machine)
+    } else {
+        node.join_group(record.id(), own, machine)
     }
 }
 

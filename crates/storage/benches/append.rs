@@ -1,12 +1,18 @@
-//! Durable appends beside the limit of the disk (a zero-filled file, one write and one sync per batch) and beside sled
-//! alone (a key per entry, and a sync of its file), in turn and in the same run; medians over the turns.
+//! Durable appends beside the limit of the disk (a zero-filled file, one write and one sync per batch, of as many bytes
+//! as the log writes) and beside sled alone (a key per entry, and a sync of its file), in turn and in the same run;
+//! medians over the turns.
+//!
+//! Each of the three is a process of its own, so that none pays for another's background threads or for the state in
+//! which another leaves the allocator.
 //!
 //! `PONTOON_BENCH_DIR` says where (the temporary directory); a RAM disk proves nothing. An argument chooses cases by a
-//! part of their name: `cargo bench -p pontoon-storage -- idle`.
+//! part of their name: `cargo bench -p pontoon-storage -- idle`. `PONTOON_BENCH_TURNS` says how many turns (15).
 
 use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -16,8 +22,7 @@ use tempfile::TempDir;
 
 const PAYLOAD: usize = 256;
 const GROUPS: u64 = 100;
-/// Turns of each engine, and durable appends in each turn.
-const TURNS: usize = 15;
+/// Durable appends in each turn.
 const APPENDS: usize = 120;
 
 /// How many groups and how many entries for each.
@@ -32,6 +37,10 @@ fn directory() -> TempDir {
 trait Engine {
     fn prepare(&mut self, groups: u64, entries: u64);
     fn commit(&mut self);
+    /// Bytes written so far.
+    fn written(&self) -> u64 {
+        0
+    }
 }
 
 /// A store with groups whose logs are compacted as they grow.
@@ -106,6 +115,11 @@ impl Engine for Log {
         self.store.submit(batch, Box::new(move |outcome| drop(sender.send(outcome))));
         receiver.recv().expect("answered").expect("durable");
     }
+
+    fn written(&self) -> u64 {
+        let stats = self.store.stats();
+        stats.bytes_written + stats.checkpoint_bytes
+    }
 }
 
 /// The limit: a zero-filled file that is written over and synced.
@@ -113,13 +127,15 @@ struct Limit {
     file: File,
     at: u64,
     bytes: Vec<u8>,
+    written: u64,
     _dir: TempDir,
 }
 
 const LIMIT_BYTES: u64 = 64 << 20;
 
 impl Limit {
-    fn new() -> Self {
+    /// `bytes` a round.
+    fn new(bytes: usize) -> Self {
         let dir = directory();
         let path = dir.path().join("f");
         let file = File::options().read(true).write(true).create_new(true).open(path).expect("a file");
@@ -128,14 +144,12 @@ impl Limit {
             file.write_all_at(&zeroes, at << 20).expect("room");
         }
         file.sync_all().expect("synced");
-        Self { file, at: 0, bytes: Vec::new(), _dir: dir }
+        Self { file, at: 0, bytes: vec![7; bytes], written: 0, _dir: dir }
     }
 }
 
 impl Engine for Limit {
-    fn prepare(&mut self, groups: u64, entries: u64) {
-        self.bytes = vec![7; (groups * entries) as usize * PAYLOAD];
-    }
+    fn prepare(&mut self, _: u64, _: u64) {}
 
     fn commit(&mut self) {
         if self.at + self.bytes.len() as u64 > LIMIT_BYTES {
@@ -144,6 +158,11 @@ impl Engine for Limit {
         self.file.write_all_at(&self.bytes, self.at).expect("written");
         self.file.sync_data().expect("synced");
         self.at += self.bytes.len() as u64;
+        self.written += self.bytes.len() as u64;
+    }
+
+    fn written(&self) -> u64 {
+        self.written
     }
 }
 
@@ -207,68 +226,128 @@ fn percentile(times: &[Duration], percent: usize) -> f64 {
     times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e6
 }
 
-#[derive(Default)]
+/// One engine in a process of its own: makes a turn for each line that it reads, and says how long each append took,
+/// how long its threads had a processor, and how much it has written so far.
+fn serve(which: &str, groups: u64, entries: u64, round_bytes: usize) {
+    let mut engine: Box<dyn Engine> = match which {
+        "log" => {
+            let mut log = Log::open(groups);
+            log.warm_up();
+            Box::new(log)
+        }
+        "limit" => Box::new(Limit::new(round_bytes)),
+        _ => Box::new(Sled::new()),
+    };
+    let mut times = Vec::with_capacity(APPENDS);
+    for line in std::io::stdin().lines() {
+        line.expect("the parent writes lines");
+        times.clear();
+        let (cpu_before, written) = (cpu(), engine.written());
+        for _ in 0..APPENDS {
+            engine.prepare(groups, entries);
+            let began = Instant::now();
+            engine.commit();
+            times.push(began.elapsed());
+        }
+        let cpu = cpu() - cpu_before;
+        let times: Vec<String> = times.iter().map(|time| time.as_nanos().to_string()).collect();
+        let written = engine.written() - written;
+        writeln!(std::io::stdout(), "{} {written} {}", cpu.as_nanos(), times.join(" "))
+            .expect("the parent reads");
+    }
+}
+
+/// An engine's process, and what it told.
 struct Measured {
+    name: &'static str,
+    child: Child,
+    answers: BufReader<std::process::ChildStdout>,
     turns: Vec<Vec<Duration>>,
     cpu: Duration,
+    written: u64,
 }
 
 impl Measured {
+    fn start(name: &'static str, groups: u64, entries: u64, round_bytes: u64) -> Self {
+        let mut child = Command::new(std::env::current_exe().expect("it runs"))
+            .args(["--serve", name, &groups.to_string(), &entries.to_string(), &round_bytes.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it is this very program");
+        let answers = BufReader::new(child.stdout.take().expect("piped"));
+        Self { name, child, answers, turns: Vec::new(), cpu: Duration::ZERO, written: 0 }
+    }
+
+    fn turn(&mut self) {
+        self.child.stdin.as_mut().expect("piped").write_all(b"\n").expect("it waits for a line");
+        let mut line = String::new();
+        self.answers.read_line(&mut line).expect("a line");
+        let mut numbers = line.split_whitespace().map(|n| n.parse::<u64>().expect("numbers"));
+        let mut number = || numbers.next().expect("an engine's process ended early");
+        self.cpu += Duration::from_nanos(number());
+        self.written += number();
+        self.turns.push(numbers.map(Duration::from_nanos).collect());
+    }
+
+    /// Forgets what it told.
+    fn reset(&mut self) {
+        (self.turns, self.cpu, self.written) = (Vec::new(), Duration::ZERO, 0);
+    }
+
     fn rate(&self, turn: usize, per_append: f64) -> f64 {
         let times = &self.turns[turn];
         times.len() as f64 * per_append / times.iter().sum::<Duration>().as_secs_f64()
     }
-    fn all(&self) -> Vec<Duration> {
-        self.turns.concat()
+}
+
+impl Drop for Measured {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
     }
 }
 
 /// The three in turn, so that the noise of the machine meets all.
 fn appends(name: &str, groups: u64, entries: u64) {
-    let (mut log, mut limit, mut sled) = (Log::open(groups), Limit::new(), Sled::new());
-    log.warm_up();
-    let mut measured: [Measured; 3] = Default::default();
-    let before = log.store.stats();
-    for turn in 0..TURNS {
+    let turns: usize = std::env::var("PONTOON_BENCH_TURNS").map_or(15, |n| n.parse().expect("a number"));
+    let mut log = Measured::start("log", groups, entries, 0);
+    log.turn();
+    let round_bytes = log.written / APPENDS as u64;
+    let [limit, sled] = ["limit", "sled"].map(|name| Measured::start(name, groups, entries, round_bytes));
+    let mut measured = [log, limit, sled];
+    // The first turn of each warms it up.
+    for m in &mut measured {
+        m.turn();
+        m.reset();
+    }
+    for turn in 0..turns {
         for n in 0..3 {
             // Each comes first, second and third as often.
-            let which = (turn + n) % 3;
-            let engine: &mut dyn Engine = [&mut log as &mut dyn Engine, &mut limit, &mut sled][which];
-            let mut times = Vec::with_capacity(APPENDS);
-            let cpu_before = cpu();
-            for _ in 0..APPENDS {
-                engine.prepare(groups, entries);
-                let began = Instant::now();
-                engine.commit();
-                times.push(began.elapsed());
-            }
-            measured[which].cpu += cpu() - cpu_before;
-            measured[which].turns.push(times);
+            measured[(turn + n) % 3].turn();
         }
     }
-    let stats = log.store.stats();
     let per_append = (groups * entries) as f64;
-    let total = per_append * (TURNS * APPENDS) as f64;
+    let total = per_append * (turns * APPENDS) as f64;
     let ratio = |of: &Measured, what: &dyn Fn(&Measured, usize) -> f64| {
-        median((0..TURNS).map(|turn| what(of, turn) / what(&measured[1], turn)).collect())
+        median((0..turns).map(|turn| what(of, turn) / what(&measured[1], turn)).collect())
     };
     let rate = |m: &Measured, turn: usize| m.rate(turn, per_append);
     let p50 = |m: &Measured, turn: usize| percentile(&m.turns[turn], 50);
-    for (m, engine) in measured.iter().zip(["log", "limit", "sled"]) {
+    for m in &measured {
         eprintln!(
-            "{name:>14} {engine:>5}: {:8.0} entries/s ({:3.0}% of the limit), p50 {:4.0} us ({:.2} x), p99 {:5.0} us, cpu {:5.2} us/entry",
-            median((0..TURNS).map(|turn| rate(m, turn)).collect()),
+            "{name:>14} {:>5}: {:8.0} entries/s ({:3.0}% of the limit), p50 {:4.0} us ({:.2} x), p99 {:5.0} us, cpu {:5.2} us/entry",
+            m.name,
+            median((0..turns).map(|turn| rate(m, turn)).collect()),
             100.0 * ratio(m, &rate),
-            median((0..TURNS).map(|turn| p50(m, turn)).collect()),
+            median((0..turns).map(|turn| p50(m, turn)).collect()),
             ratio(m, &p50),
-            percentile(&m.all(), 99),
+            percentile(&m.turns.concat(), 99),
             m.cpu.as_secs_f64() * 1e6 / total,
         );
     }
-    let written =
-        stats.bytes_written - before.bytes_written + stats.checkpoint_bytes - before.checkpoint_bytes;
-    let written = written as f64;
-    eprintln!("{name:>14}   log: {:.2} bytes written per payload byte", written / (total * PAYLOAD as f64));
+    let written = measured[0].written as f64 / (total * PAYLOAD as f64);
+    eprintln!("{name:>14}   log: {written:.2} bytes written per payload byte, {round_bytes} bytes a round");
 }
 
 /// Fills a log with a million entries, opens it again, and drops the first half.
@@ -314,7 +393,7 @@ fn idle_groups() {
     const IDLE: u64 = 10_000;
     const BUSY: u64 = 1_000_000;
     let mut log = Log::open(IDLE + 1);
-    let mut limit = Limit::new();
+    let mut limit = Limit::new(64 * (PAYLOAD + 33));
     log.prepare(IDLE + 1, 3);
     log.commit();
     let options = Options::default();
@@ -353,6 +432,13 @@ fn idle_groups() {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
+    let all: Vec<String> = std::env::args().collect();
+    if let [_, serve_, which, groups, entries, round_bytes] = all.as_slice()
+        && serve_ == "--serve"
+    {
+        let number = |text: &String| text.parse::<u64>().expect("the parent gives numbers");
+        return serve(which, number(groups), number(entries), number(round_bytes) as usize);
+    }
     // `cargo test --benches` only wants to know that it runs.
     if std::env::args().any(|arg| arg == "--test") {
         return;

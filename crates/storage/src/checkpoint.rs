@@ -6,18 +6,17 @@
 
 use std::mem;
 use std::ops::Range;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use pontoon_raft_core::types::{GroupId, LogIndex};
 
 use crate::codec;
 use crate::cold::{self, Changes, Meta, Tombstone};
 use crate::index::{CLEAN, ColdGarbage, Place};
 use crate::journal::segment::Segment;
-use crate::state::{Shared, State};
+use crate::state::Shared;
 use crate::stats::Counters;
 
 mod rewrite;
@@ -62,18 +61,28 @@ fn io(action: &'static str) -> impl Fn(std::io::Error) -> Failure {
     move |e| Failure::Io(format!("{action}: {e}"))
 }
 
+/// What a checkpoint gives free: the oldest segment, and the batches in it.
+struct Oldest {
+    segment: Arc<Segment>,
+    batches: Range<u64>,
+}
+
 /// Waits until there are too many live segments, and returns the oldest.
-fn wait_for_work(shared: &Shared) -> Option<Arc<Segment>> {
+fn wait_for_work(shared: &Shared) -> Option<Oldest> {
     let mut state = shared.lock();
     loop {
         if state.stopping || state.failed.is_some() {
             return None;
         }
         if state.segments.len() <= shared.options.live_segments_max {
-            state = shared.wait(&shared.checkpoint_work, state);
+            state = shared.checkpoint_work.wait(state);
             continue;
         }
-        let oldest = Arc::clone(&state.segments.first_key_value().expect("there are several").1.segment);
+        let mut live = state.segments.values();
+        let (first, next) = live.next().zip(live.next()).expect("there are several");
+        let batches = first.first_batch..next.first_batch;
+        let oldest = Oldest { segment: Arc::clone(&first.segment), batches };
+        drop(live);
         drop(state);
         // The cold tier grows a little. An error of it would be final, so it is not even tried on a full disk.
         let free = shared.disk.free_bytes().unwrap_or(u64::MAX);
@@ -83,13 +92,15 @@ fn wait_for_work(shared: &Shared) -> Option<Arc<Segment>> {
         tracing::warn!(free, "no room for a checkpoint; will try again");
         shared.space.at_best_low();
         state = shared.lock();
-        state = shared.checkpoint_work.wait_timeout(state, RETRY).unwrap_or_else(PoisonError::into_inner).0;
+        state = shared.checkpoint_work.wait_for(state, RETRY).0;
     }
 }
 
 struct Checkpoint<'a> {
     shared: &'a Shared,
     oldest: Arc<Segment>,
+    /// The batches in it.
+    batches: Range<u64>,
     changes: Changes,
     /// `changes` describe the store as of this batch or earlier; they are applied when it is durable.
     as_of: u64,
@@ -103,10 +114,11 @@ struct Checkpoint<'a> {
 struct Pace(Instant);
 
 impl<'a> Checkpoint<'a> {
-    fn new(shared: &'a Shared, oldest: Arc<Segment>) -> Self {
+    fn new(shared: &'a Shared, oldest: Oldest) -> Self {
         Self {
             shared,
-            oldest,
+            oldest: oldest.segment,
+            batches: oldest.batches,
             changes: Changes::default(),
             as_of: 0,
             moved: Vec::new(),
@@ -135,9 +147,7 @@ impl<'a> Checkpoint<'a> {
         let mut ids: Vec<_> = state
             .groups
             .iter()
-            .filter(|(_, g)| {
-                State::is_dirty(g.dirty, self.oldest.id) || !g.entries_in(self.oldest.id).is_empty()
-            })
+            .filter(|(_, g)| g.dirty < self.batches.end || !g.entries_of(&self.batches).is_empty())
             .map(|(id, _)| *id)
             .collect();
         ids.sort_unstable();
@@ -149,29 +159,34 @@ impl<'a> Checkpoint<'a> {
         loop {
             let mut places = Vec::new();
             {
-                let mut state = self.shared.lock();
-                let as_of = state.next_seq - 1;
+                let mut guard = self.shared.lock();
+                let state = &mut *guard;
+                let next_batch = state.next_batch;
+                let as_of = next_batch - 1;
                 let Some(group) = state.groups.get_mut(&id) else { return Ok(()) };
                 self.as_of = as_of;
-                if State::is_dirty(group.dirty, self.oldest.id) {
+                if group.dirty < self.batches.end {
                     self.changes.put(cold::meta_key(id), Meta::of(group, as_of).encode());
                     group.dirty = CLEAN;
                 }
-                let range = group.entries_in(self.oldest.id);
+                let range = group.entries_of(&self.batches);
                 let mut bytes = self.changes.bytes;
                 from = from.max(range.start);
                 while from < range.end && bytes < CHUNK_BYTES {
                     let place = group.place(from).expect("within the log");
                     bytes += place.shape.encoded_len();
-                    places.push((from, place));
+                    let (batch, offset) = place.batch_and_offset(next_batch);
+                    let (_, at) =
+                        state.segments[&self.oldest.id].location(batch).expect("its batches are in it");
+                    places.push((from, place, at + offset as u64));
                     from = from.next();
                 }
                 if places.is_empty() && from >= range.end && bytes < CHUNK_BYTES {
                     return Ok(());
                 }
             }
-            for (index, place) in places {
-                self.copy_entry(id, index, place)?;
+            for (index, place, at) in places {
+                self.copy_entry(id, index, place, at)?;
             }
             if self.changes.bytes >= CHUNK_BYTES {
                 self.flush()?;
@@ -179,16 +194,12 @@ impl<'a> Checkpoint<'a> {
         }
     }
 
-    fn copy_entry(&mut self, id: GroupId, index: LogIndex, place: Place) -> Result<(), Failure> {
+    fn copy_entry(&mut self, id: GroupId, index: LogIndex, place: Place, at: u64) -> Result<(), Failure> {
         let mut bytes = vec![0; place.shape.encoded_len()];
-        self.oldest.file.read_at(u64::from(place.offset), &mut bytes).map_err(io("reading the journal"))?;
-        let bytes = Bytes::from(bytes);
+        self.oldest.file.read_at(at, &mut bytes).map_err(io("reading the journal"))?;
         // A damaged entry must not be carried over as if nothing were.
-        codec::decode_entry(&bytes, id, index).map_err(|e| {
-            Failure::Io(format!(
-                "{}, offset {}, group {id}, entry {index}: {e}",
-                self.oldest.name, place.offset
-            ))
+        codec::checked_entry(&bytes, id, index).map_err(|e| {
+            Failure::Io(format!("{}, offset {at}, group {id}, entry {index}: {e}", self.oldest.name))
         })?;
         cold::put_entry(&mut self.changes, id, index, &bytes);
         self.moved.push((id, index, place));
@@ -198,17 +209,12 @@ impl<'a> Checkpoint<'a> {
     fn copy_tombstones(&mut self) -> Result<(), Failure> {
         let ids: Vec<_> = {
             let state = self.shared.lock();
-            state
-                .tombs
-                .iter()
-                .filter(|(_, t)| State::is_dirty(t.dirty, self.oldest.id))
-                .map(|(id, _)| *id)
-                .collect()
+            state.tombs.iter().filter(|(_, t)| t.dirty < self.batches.end).map(|(id, _)| *id).collect()
         };
         for id in ids {
             let mut guard = self.shared.lock();
             let state = &mut *guard;
-            let as_of = state.next_seq - 1;
+            let as_of = state.next_batch - 1;
             let Some(tomb) = state.tombs.get_mut(&id) else { continue };
             tomb.dirty = CLEAN;
             self.changes.put(cold::tombstone_key(id), Tombstone { as_of, replica: tomb.replica }.encode());
@@ -230,9 +236,8 @@ impl<'a> Checkpoint<'a> {
 
     fn copy_notes(&mut self) {
         let mut state = self.shared.lock();
-        self.as_of = state.next_seq - 1;
-        let oldest = self.oldest.id;
-        for (key, note) in state.notes.iter_mut().filter(|(_, note)| State::is_dirty(note.dirty, oldest)) {
+        self.as_of = state.next_batch - 1;
+        for (key, note) in state.notes.iter_mut().filter(|(_, note)| note.dirty < self.batches.end) {
             note.dirty = CLEAN;
             self.changes.put(cold::note_key(key), codec::sealed(&note.value));
         }
@@ -243,7 +248,7 @@ impl<'a> Checkpoint<'a> {
         let garbage = {
             let mut state = self.shared.lock();
             // Dropped by batches to this one: an entry may only go when its dropping is durable.
-            self.as_of = state.next_seq - 1;
+            self.as_of = state.next_batch - 1;
             mem::take(&mut state.garbage)
         };
         if !garbage.is_empty() {
@@ -290,7 +295,7 @@ impl<'a> Checkpoint<'a> {
             if state.failed.is_some() || state.writer_gone {
                 return Err(Stopped);
             }
-            state = self.shared.wait(&self.shared.progress, state);
+            state = self.shared.progress.wait(state);
         }
         Ok(())
     }
@@ -310,7 +315,7 @@ impl<'a> Checkpoint<'a> {
         }
         // What was not copied because a later batch dropped it may go with the segment only when that batch is durable,
         // also if there was nothing to write because of it.
-        self.as_of = shared.lock().next_seq - 1;
+        self.as_of = shared.lock().next_batch - 1;
         self.wait_durable()?;
         let (start_segment, start_batch, durable) = {
             let state = shared.lock();
@@ -353,7 +358,7 @@ impl<'a> Checkpoint<'a> {
         Counters::add(&shared.counters.checkpoint_entries, entries);
         // Only now may the last reader's hold be the only one.
         drop(self.oldest);
-        shared.spare_work.notify_all();
+        shared.spare_work.notify();
         Ok(())
     }
 }

@@ -140,7 +140,12 @@ pub(crate) fn parse_key(key: &[u8]) -> Result<Key, DecodeError> {
         (Some(TAG_TOMBSTONE), 9) => Ok(Key::Tombstone(GroupId(number(1)?))),
         (Some(TAG_ENTRY), 17 | 21) => {
             let piece = key.get(17..21).map_or(0, |b| u32::from_be_bytes(b.try_into().expect("four bytes")));
-            Ok(Key::Entry(GroupId(number(1)?), LogIndex(number(9)?), piece))
+            match number(9)? {
+                index if index <= codec::INDEX_MAX => {
+                    Ok(Key::Entry(GroupId(number(1)?), LogIndex(index), piece))
+                }
+                _ => Err(DecodeError("an index is too large")),
+            }
         }
         (Some(TAG_NOTE), _) => match std::str::from_utf8(&key[1..]) {
             Ok(text) => Ok(Key::Note(text.to_owned())),
@@ -199,8 +204,8 @@ impl Meta {
             as_of: d.u64()?,
             replica: d.replica()?,
             hard_state: d.hard_state()?,
-            commit: LogIndex(d.u64()?),
-            last_index: LogIndex(d.u64()?),
+            commit: d.index()?,
+            last_index: d.index()?,
             last_term: Term(d.u64()?),
             snapshot: d.snapshot()?,
         })

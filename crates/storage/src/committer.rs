@@ -1,6 +1,5 @@
 //! The one writer thread: takes all batches that wait, writes them as one record, syncs once, answers all.
 
-use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
@@ -11,6 +10,9 @@ use crate::journal::segment::{RECORDS_AT, Segment};
 use crate::state::{LiveSegment, Pending, Shared};
 use crate::stats::Counters;
 
+/// The memory that is kept from one round to the next; usual rounds are smaller, see `Options::round_bytes_max`.
+const BUFFER_BYTES_MAX: usize = 16 << 20;
+
 /// The writer's own state.
 #[derive(Debug)]
 pub(crate) struct Committer {
@@ -18,7 +20,7 @@ pub(crate) struct Committer {
     segment: Arc<Segment>,
     /// Where the next record begins.
     offset: u64,
-    /// Holds a round of several batches; kept for its memory.
+    /// Holds a record; kept for its memory.
     buffer: Vec<u8>,
 }
 
@@ -32,7 +34,7 @@ impl Committer {
         let mut round = Vec::new();
         while self.take_round(&mut round) {
             self.shared.counters.round_began.store(self.shared.micros() + 1, Relaxed);
-            let outcome = self.commit(&mut round);
+            let outcome = self.commit(&round);
             self.shared.counters.round_began.store(0, Relaxed);
             for pending in round.drain(..) {
                 (pending.done)(outcome.clone());
@@ -51,11 +53,11 @@ impl Committer {
             if state.stopping {
                 return false;
             }
-            state = self.shared.wait(&self.shared.work, state);
+            state = self.shared.work.wait(state);
         }
         let mut bytes = 0;
         while let Some(next) = state.queue.front() {
-            bytes += next.buffer.len() as u64;
+            bytes += next.bytes.len() as u64;
             if bytes > self.shared.options.round_bytes_max && !round.is_empty() {
                 break;
             }
@@ -64,7 +66,7 @@ impl Committer {
         true
     }
 
-    fn commit(&mut self, round: &mut [Pending]) -> Result<(), StoreFailed> {
+    fn commit(&mut self, round: &[Pending]) -> Result<(), StoreFailed> {
         let failed = self.shared.lock().failed.clone();
         match failed {
             Some(failed) => Err(failed),
@@ -72,42 +74,22 @@ impl Committer {
         }
     }
 
-    /// Writes and syncs one record, then tells the index.
-    fn write(&mut self, round: &mut [Pending]) -> Result<(), StoreFailed> {
+    /// Writes and syncs one record, then says where its batches are.
+    fn write(&mut self, round: &[Pending]) -> Result<(), StoreFailed> {
         let shared = Arc::clone(&self.shared);
-        // One batch alone is written from its own buffer; several are copied together.
-        let mut buffer;
-        if let [only] = round {
-            buffer = mem::take(&mut only.buffer);
-        } else {
-            buffer = mem::take(&mut self.buffer);
-            buffer.clear();
-            buffer.resize(HEAD_BYTES, 0);
-            for pending in &*round {
-                buffer.extend_from_slice(&pending.buffer[HEAD_BYTES..]);
-            }
-        }
-        let body_len = buffer.len() - HEAD_BYTES;
-        let stride = record::stride(body_len);
+        let body_len: usize = round.iter().map(|pending| pending.bytes.len()).sum();
         if body_len > u32::MAX as usize / 2 {
             return Err(shared.fail("a batch is larger than a record can be"));
         }
+        let stride = record::stride(body_len);
         let needed = (stride + HEAD_BYTES) as u64;
-        let first_batch = round[0].seq;
+        let first_batch = round[0].number;
         if self.offset + needed > self.segment.bytes {
             self.next_segment(RECORDS_AT + needed, first_batch)?;
         }
-        let head = Head {
-            body_len: body_len as u32,
-            first_batch,
-            segment: u64::from(self.segment.id),
-            body_crc: crc32c::crc32c(&buffer[HEAD_BYTES..]),
-        };
-        buffer[..HEAD_BYTES].copy_from_slice(&head.encode());
-        // The padding, and the zero bytes that say "no record yet" to whoever scans this later.
-        buffer.resize(stride + HEAD_BYTES, 0);
+        self.encode(round, first_batch, body_len);
         let began = Instant::now();
-        if let Err(e) = self.segment.file.write_at(self.offset, &buffer) {
+        if let Err(e) = self.segment.file.write_at(self.offset, &self.buffer) {
             return Err(shared.fail(&format!("writing to {} failed: {e}", self.segment.name)));
         }
         if let Err(e) = self.segment.file.sync() {
@@ -118,39 +100,50 @@ impl Committer {
         Counters::add(&counters.syncs, 1);
         Counters::add(&counters.rounds, 1);
         Counters::add(&counters.batches, round.len() as u64);
-        Counters::add(&counters.bytes_written, buffer.len() as u64);
+        Counters::add(&counters.bytes_written, self.buffer.len() as u64);
+        Counters::add(&counters.entries, round.iter().map(|pending| pending.entries).sum());
         counters.last_sync_micros.store(micros, Relaxed);
         counters.sync_micros_max.fetch_max(micros, Relaxed);
 
         let mut state = shared.lock();
-        let mut body_at = self.offset + HEAD_BYTES as u64;
-        let mut entries = 0;
-        let single = round.len() == 1;
-        for pending in &*round {
-            state.written(self.segment.id, pending, body_at);
-            let len = if single { body_len } else { pending.buffer.len() - HEAD_BYTES } as u64;
-            body_at += len;
-            state.pending_bytes -= len;
-            state.durable = pending.seq;
-            entries += pending.writes.iter().map(|w| w.slots.len() as u64).sum::<u64>();
+        let live = state.segments.get_mut(&self.segment.id).expect("the segment being written is live");
+        let mut batch_at = self.offset as u32 + HEAD_BYTES as u32;
+        for pending in round {
+            live.push_batch(batch_at);
+            batch_at += pending.bytes.len() as u32;
         }
-        if state.cache.bytes > 0 {
-            state.evict(shared.options.cache_bytes);
-        }
+        state.pending_bytes -= body_len as u64;
+        state.durable = first_batch + round.len() as u64 - 1;
+        let durable = state.durable;
+        let _evicted = state.recent.evict(durable, shared.options.cache_bytes);
         drop(state);
-        shared.progress.notify_all();
-        Counters::add(&counters.entries, entries);
+        shared.progress.notify();
         self.offset += stride as u64;
-        if single {
-            shared.give_buffer(buffer);
-        } else {
-            round.iter_mut().for_each(|pending| shared.give_buffer(mem::take(&mut pending.buffer)));
-            // A giant round's memory is not kept.
-            if buffer.capacity() <= 16 << 20 {
-                self.buffer = buffer;
-            }
+        // A giant round's memory is not kept.
+        if self.buffer.capacity() > BUFFER_BYTES_MAX {
+            self.buffer = Vec::new();
         }
         Ok(())
+    }
+
+    /// Puts the record together.
+    fn encode(&mut self, round: &[Pending], first_batch: u64, body_len: usize) {
+        let buffer = &mut self.buffer;
+        buffer.clear();
+        buffer.reserve(record::stride(body_len) + HEAD_BYTES);
+        buffer.resize(HEAD_BYTES, 0);
+        for pending in round {
+            buffer.extend_from_slice(&pending.bytes);
+        }
+        let head = Head {
+            body_len: body_len as u32,
+            first_batch,
+            segment: u64::from(self.segment.id),
+            body_crc: crc32c::crc32c(&buffer[HEAD_BYTES..]),
+        };
+        buffer[..HEAD_BYTES].copy_from_slice(&head.encode());
+        // The padding, and the zero bytes that say "no record yet" to whoever scans this later.
+        buffer.resize(record::stride(body_len) + HEAD_BYTES, 0);
     }
 
     /// Goes on in the next segment, which usually lies ready.
@@ -176,16 +169,16 @@ impl Committer {
                 }
                 _ => state.spare_wanted = Some(bytes),
             }
-            shared.spare_work.notify_all();
-            state = shared.wait(&shared.progress, state);
+            shared.spare_work.notify();
+            state = shared.progress.wait(state);
         }
         let spare = state.spares.pop_front().expect("looked at above");
         tracing::debug!(segment = spare.id, first_batch, "segment begins");
         state.spare_wanted = None;
-        state.segments.insert(spare.id, LiveSegment { segment: Arc::clone(&spare), first_batch });
+        state.segments.insert(spare.id, LiveSegment::new(Arc::clone(&spare), first_batch));
         drop(state);
-        shared.spare_work.notify_all();
-        shared.checkpoint_work.notify_all();
+        shared.spare_work.notify();
+        shared.checkpoint_work.notify();
         self.segment = spare;
         self.offset = RECORDS_AT;
         Ok(())

@@ -11,8 +11,8 @@ pub struct Options {
     /// size on disk is about this plus two, times `segment_bytes`. Fewer means that entries which would soon have been
     /// compacted are written twice.
     pub live_segments_max: usize,
-    /// How many bytes of recent entries the store keeps in memory for readers, over all groups; 64 MiB. Too small, and
-    /// followers that are slightly behind are served from the disk.
+    /// How many bytes of recent batches the store keeps in memory for readers, over all groups; 64 MiB. Too small, and
+    /// followers that are slightly behind are served from the disk. What is not durable yet stays in any case.
     pub cache_bytes: u64,
     /// How many bytes a round may hold before the batches behind it wait for the next one; 8 MiB. A single larger batch
     /// is still one round. Too large makes the slowest answer of a round slow.

@@ -152,6 +152,7 @@ pub struct RealDisk {
     dir: PathBuf,
     /// Held open to sync names with.
     handle: File,
+    read_only: bool,
 }
 
 impl RealDisk {
@@ -166,13 +167,26 @@ impl RealDisk {
                 File::open(parent)?.sync_all()?;
             }
         }
-        Ok(Self { dir: dir.to_owned(), handle: File::open(dir)? })
+        Ok(Self { dir: dir.to_owned(), handle: File::open(dir)?, read_only: false })
+    }
+
+    /// The directory `dir`, in which nothing can be changed.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub(crate) fn read_only(dir: &Path) -> io::Result<Self> {
+        Ok(Self { dir: dir.to_owned(), handle: File::open(dir)?, read_only: true })
+    }
+
+    /// Where a file that is about to be changed is.
+    fn to_change(&self, name: &str) -> io::Result<PathBuf> {
+        if self.read_only { Err(io::ErrorKind::ReadOnlyFilesystem.into()) } else { Ok(self.dir.join(name)) }
     }
 }
 
 impl Disk for RealDisk {
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        let file = OpenOptions::new().read(true).write(true).open(self.dir.join(name))?;
+        let file = OpenOptions::new().read(true).write(!self.read_only).open(self.dir.join(name))?;
         Ok(Arc::new(RealFile { file }))
     }
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
@@ -181,14 +195,14 @@ impl Disk for RealDisk {
             .write(true)
             .create(true)
             .truncate(true)
-            .open(self.dir.join(name))?;
+            .open(self.to_change(name)?)?;
         Ok(Arc::new(RealFile { file }))
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        fs::rename(self.dir.join(from), self.dir.join(to))
+        fs::rename(self.to_change(from)?, self.to_change(to)?)
     }
     fn remove(&self, name: &str) -> io::Result<()> {
-        fs::remove_file(self.dir.join(name))
+        fs::remove_file(self.to_change(name)?)
     }
     fn list(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
@@ -214,7 +228,7 @@ impl Disk for RealDisk {
         Some(&self.dir)
     }
     fn subdirectory(&self, name: &str) -> io::Result<Arc<dyn Disk>> {
-        Ok(Arc::new(Self::new(&self.dir.join(name))?))
+        Ok(Arc::new(Self::new(&self.to_change(name)?)?))
     }
 }
 

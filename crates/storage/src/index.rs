@@ -1,27 +1,87 @@
 //! What is known of each group, and where its entries are.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Range;
 
-use pontoon_raft_core::types::{Entry, GroupId, HardState, LogIndex, ReplicaId, SnapshotMeta, Term};
+use pontoon_raft_core::types::{GroupId, HardState, LogIndex, ReplicaId, SnapshotMeta, Term};
 
 use crate::batch::GroupState;
-use crate::codec::{self, Change, Decoder, Shape, Slot};
+use crate::codec::{self, Change, Decoder, Shape};
 
-/// In no segment: written by nobody yet. `Place::offset` is then the low half of the batch's number.
-pub(crate) const PENDING: u32 = u32::MAX;
-/// In no segment: in sled. Segment ids begin at 1, so places of a group never go down from first to last entry.
-pub(crate) const COLD: u32 = 0;
-/// No segment holds changes of the group that sled lacks.
-pub(crate) const CLEAN: u32 = u32::MAX;
+/// The journal holds no changes of the group, the tombstone or the note that sled lacks.
+pub(crate) const CLEAN: u64 = u64::MAX;
 
-/// Where an entry lies: 12 bytes.
+/// Where an entry lies: 12 bytes. It is known from the moment of submission on: where in the journal a batch lies is
+/// looked up when the entry is read, see `State::location`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
-    pub(crate) segment: u32,
-    pub(crate) offset: u32,
+    /// The low half of the number of the batch that brought it. Live batches are far fewer than it can tell apart.
+    batch: u32,
+    /// Where it begins in its batch; or one of the two below.
+    offset: u32,
     pub(crate) shape: Shape,
 }
+
+/// The offset of an entry that lies in sled.
+const COLD: u32 = u32::MAX;
+/// The offset of an entry that was not found yet.
+const NOWHERE: u32 = u32::MAX - 1;
+
+impl Place {
+    /// Stands for an entry that was not found yet.
+    pub(crate) const MISSING: Self = Self { batch: 0, offset: NOWHERE, shape: Shape::MISSING };
+
+    /// In the journal, at an offset in a batch. A batch is far shorter than 4 GiB, see `BATCH_BYTES_MAX`.
+    pub(crate) fn in_batch(batch: u64, offset: u32, shape: Shape) -> Self {
+        Self { batch: batch as u32, offset, shape }
+    }
+
+    pub(crate) fn cold(shape: Shape) -> Self {
+        Self { batch: 0, offset: COLD, shape }
+    }
+
+    pub(crate) fn is_cold(self) -> bool {
+        self.offset == COLD
+    }
+
+    fn is_missing(self) -> bool {
+        self.offset == NOWHERE
+    }
+
+    /// How many batches after `batch` its own was submitted. It was not submitted before that one.
+    fn batches_after(self, batch: u64) -> u64 {
+        u64::from(self.batch.wrapping_sub(batch as u32))
+    }
+
+    /// The number of its batch and its offset there. `next` is the number of the next batch to be submitted.
+    pub(crate) fn batch_and_offset(self, next: u64) -> (u64, usize) {
+        let ago = (next as u32).wrapping_sub(self.batch);
+        (next.wrapping_sub(u64::from(ago)), self.offset as usize)
+    }
+}
+
+/// Groups' numbers are given one after the other, by us, so any spread of their bits will do; the standard library's
+/// hash costs more than all else that is done for a group in a batch.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct GroupHasher(u64);
+
+impl Hasher for GroupHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+    fn write_u64(&mut self, n: u64) {
+        // 2^64 divided by the golden ratio. The table uses the lowest and the highest bits: both shall depend on all.
+        let product = (self.0 ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = product ^ (product >> 32);
+    }
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+/// Something for each of many groups.
+pub(crate) type GroupMap<V> = HashMap<GroupId, V, BuildHasherDefault<GroupHasher>>;
 
 /// Entries of sled that nobody needs any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,10 +104,8 @@ pub(crate) struct GroupIndex {
     places: VecDeque<Place>,
     /// Where each term begins. Runs wholly at or before `base_index` are dropped.
     terms: Vec<(LogIndex, Term)>,
-    /// The last entries, in memory. Those that are not written yet are always here.
-    pub(crate) tail: VecDeque<Entry>,
-    /// The oldest segment with a change to this group that sled does not have; `CLEAN` if there is none.
-    pub(crate) dirty: u32,
+    /// The first batch with a change to this group that sled does not have; `CLEAN` if there is none.
+    pub(crate) dirty: u64,
 }
 
 fn encode_meta(meta: &SnapshotMeta) -> Box<[u8]> {
@@ -67,7 +125,6 @@ impl GroupIndex {
             base: encode_meta(&SnapshotMeta::default()),
             places: VecDeque::new(),
             terms: Vec::new(),
-            tail: VecDeque::new(),
             dirty: CLEAN,
         }
     }
@@ -86,7 +143,7 @@ impl GroupIndex {
         group.base = encode_meta(meta);
         for (place, term) in entries {
             group.push_term(group.last_index().next(), term);
-            group.places.push_back(place);
+            group.push_place(place);
         }
         group
     }
@@ -99,10 +156,6 @@ impl GroupIndex {
     }
     pub(crate) fn last_term(&self) -> Term {
         self.terms.last().map_or(self.base_term, |(_, term)| *term)
-    }
-    /// The index of the first entry in `tail`; one past the last entry if it is empty.
-    pub(crate) fn tail_first(&self) -> LogIndex {
-        LogIndex(self.last_index().0 + 1 - self.tail.len() as u64)
     }
     pub(crate) fn place(&self, index: LogIndex) -> Option<Place> {
         let at = index.0.checked_sub(self.first_index().0)?;
@@ -153,8 +206,16 @@ impl GroupIndex {
         }
     }
 
+    fn push_place(&mut self, place: Place) {
+        // By half of what there is: a table that doubles would take twice what it needs.
+        if self.places.len() == self.places.capacity() && self.places.len() >= 64 {
+            self.places.reserve_exact(self.places.len() / 2);
+        }
+        self.places.push_back(place);
+    }
+
     /// The rule that `change` would break, if there is one.
-    pub(crate) fn check(&self, change: &Change) -> Result<(), String> {
+    pub(crate) fn check(&self, change: &Change<'_>) -> Result<(), String> {
         if let Some(replica) = change.create
             && replica != self.replica
         {
@@ -162,6 +223,10 @@ impl GroupIndex {
                 "cannot create replica {replica}: the group is here as replica {}",
                 self.replica
             ));
+        }
+        let metas = [change.snapshot.as_deref(), change.compact.as_deref()];
+        if let Some(meta) = metas.into_iter().flatten().find(|meta| meta.index.0 > codec::INDEX_MAX) {
+            return Err(format!("the log cannot begin after {}: that is too large for an index", meta.index));
         }
         let hard_state = change.hard_state.unwrap_or(self.hard_state);
         if hard_state.term < self.hard_state.term {
@@ -177,14 +242,14 @@ impl GroupIndex {
             return Err(format!("the vote of term {} for {vote} would be changed", hard_state.term));
         }
         let (mut last, mut last_term, mut committed) = (self.last_index(), self.last_term(), self.commit);
-        if let Some(meta) = &change.snapshot {
+        if let Some(meta) = change.snapshot.as_deref() {
             (last, last_term) = (meta.index, meta.term);
             committed = LogIndex::ZERO;
         }
         if let Some(from) = change.truncate_from
             && from <= last
         {
-            let begin = change.snapshot.as_ref().map_or(self.base_index, |meta| meta.index);
+            let begin = change.snapshot.as_deref().map_or(self.base_index, |meta| meta.index);
             if from <= begin {
                 return Err(format!("cannot cut the log at {from}: it begins after {begin}"));
             }
@@ -202,7 +267,7 @@ impl GroupIndex {
                     change.first
                 ));
             }
-            for slot in &change.slots {
+            for slot in change.slots.iter() {
                 if slot.term < last_term {
                     return Err(format!("entry terms go down from {last_term} to {}", slot.term));
                 }
@@ -215,7 +280,7 @@ impl GroupIndex {
                 hard_state.term
             ));
         }
-        if let Some(meta) = &change.compact
+        if let Some(meta) = change.compact.as_deref()
             && meta.term > hard_state.term
         {
             return Err(format!(
@@ -226,43 +291,39 @@ impl GroupIndex {
         Ok(())
     }
 
-    /// Carries out a change that [`check`](Self::check) let pass. `place` says where a slot is; the entries go to the
-    /// tail. Returns the bytes by which the tail shrank or grew.
+    /// Carries out a change that [`check`](Self::check) let pass, and that is in `batch`. Slots' offsets count from
+    /// `batch_at`.
     pub(crate) fn apply(
         &mut self,
-        change: &Change,
-        entries: Vec<Entry>,
-        place: impl Fn(&Slot) -> Place,
+        change: &Change<'_>,
+        batch: u64,
+        batch_at: u32,
         garbage: &mut Vec<ColdGarbage>,
-    ) -> i64 {
-        let mut bytes = 0;
+    ) {
+        self.dirty = self.dirty.min(batch);
         if let Some(hard_state) = change.hard_state {
             self.hard_state = hard_state;
         }
-        if let Some(meta) = &change.snapshot {
-            bytes -= self.clear(change.group, garbage);
+        if let Some(meta) = change.snapshot.as_deref() {
+            self.clear(change.group, garbage);
             self.commit = LogIndex::ZERO;
             self.set_base(meta);
         }
         if let Some(from) = change.truncate_from {
-            bytes -= self.truncate(change.group, from, garbage);
+            self.truncate(change.group, from, garbage);
         }
-        for slot in &change.slots {
-            let index = self.last_index().next();
+        let mut index = self.last_index();
+        for slot in change.slots.iter() {
+            index = index.next();
             self.push_term(index, slot.term);
-            self.places.push_back(place(slot));
-        }
-        for entry in entries {
-            bytes += cached_bytes(&entry);
-            self.tail.push_back(entry);
+            self.push_place(Place::in_batch(batch, slot.offset - batch_at, slot.shape));
         }
         if let Some(commit) = change.commit {
             self.commit = self.commit.max(commit.min(self.last_index()));
         }
-        if let Some(meta) = &change.compact {
-            bytes -= self.compact(change.group, meta, garbage);
+        if let Some(meta) = change.compact.as_deref() {
+            self.compact(change.group, meta, garbage);
         }
-        bytes
     }
 
     fn set_base(&mut self, meta: &SnapshotMeta) {
@@ -272,50 +333,36 @@ impl GroupIndex {
         self.commit = self.commit.max(meta.index);
     }
 
-    /// Drops all entries. Returns the bytes the tail gave free.
-    pub(crate) fn clear(&mut self, group: GroupId, garbage: &mut Vec<ColdGarbage>) -> i64 {
+    /// Drops all entries.
+    pub(crate) fn clear(&mut self, group: GroupId, garbage: &mut Vec<ColdGarbage>) {
         self.note_garbage(group, self.first_index()..self.last_index().next(), garbage);
         self.places = VecDeque::new();
         self.terms = Vec::new();
-        let bytes = self.tail.iter().map(cached_bytes).sum();
-        self.tail = VecDeque::new();
-        bytes
     }
 
-    fn truncate(&mut self, group: GroupId, from: LogIndex, garbage: &mut Vec<ColdGarbage>) -> i64 {
+    fn truncate(&mut self, group: GroupId, from: LogIndex, garbage: &mut Vec<ColdGarbage>) {
         let from = from.max(self.first_index());
         let end = self.last_index().next();
         if from >= end {
-            return 0;
+            return;
         }
         self.note_garbage(group, from..end, garbage);
-        let mut bytes = 0;
-        for _ in from.0..end.0 {
-            self.places.pop_back();
-            bytes += self.tail.pop_back().as_ref().map_or(0, cached_bytes);
-        }
+        self.places.truncate((from.0 - self.first_index().0) as usize);
         while self.terms.last().is_some_and(|(first, _)| *first >= from) {
             self.terms.pop();
         }
-        bytes
     }
 
-    fn compact(&mut self, group: GroupId, meta: &SnapshotMeta, garbage: &mut Vec<ColdGarbage>) -> i64 {
+    fn compact(&mut self, group: GroupId, meta: &SnapshotMeta, garbage: &mut Vec<ColdGarbage>) {
         if meta.index <= self.base_index {
-            return 0;
+            return;
         }
         if meta.index > self.last_index() {
-            let bytes = self.clear(group, garbage);
+            self.clear(group, garbage);
             self.set_base(meta);
-            return bytes;
+            return;
         }
         self.note_garbage(group, self.first_index()..meta.index.next(), garbage);
-        let mut bytes = 0;
-        while self.tail_first() <= meta.index
-            && let Some(entry) = self.tail.pop_front()
-        {
-            bytes += cached_bytes(&entry);
-        }
         self.places.drain(..(meta.index.0 - self.base_index.0) as usize);
         // A busy group that was compacted keeps room for what it had. More than two places for an entry is too much.
         if self.places.capacity() > 64 && self.places.len() < self.places.capacity() / 2 {
@@ -330,12 +377,11 @@ impl GroupIndex {
         if self.places.is_empty() {
             self.terms = Vec::new();
         }
-        bytes
     }
 
     /// How many entries at the front are in sled.
     fn cold_len(&self) -> u64 {
-        self.places.partition_point(|p| p.segment == COLD) as u64
+        self.places.partition_point(|p| p.is_cold()) as u64
     }
 
     fn note_garbage(&self, group: GroupId, dropped: Range<LogIndex>, garbage: &mut Vec<ColdGarbage>) {
@@ -346,26 +392,12 @@ impl GroupIndex {
         }
     }
 
-    /// Tells the entries of batch `batch` where they were written. Entries that were dropped or replaced since are
-    /// not touched.
-    pub(crate) fn written(&mut self, batch: u64, first: LogIndex, places: impl Iterator<Item = Place>) {
-        let mut index = first;
-        for place in places {
-            if let Some(at) = index.0.checked_sub(self.base_index.0 + 1)
-                && let Some(own) = self.places.get_mut(at as usize)
-                && own.segment == PENDING
-                && own.offset == batch as u32
-            {
-                *own = place;
-            }
-            index = index.next();
-        }
-    }
-
-    /// The indexes of the entries that lie in `segment`.
-    pub(crate) fn entries_in(&self, segment: u32) -> Range<LogIndex> {
-        let start = self.places.partition_point(|p| p.segment < segment) as u64;
-        let end = self.places.partition_point(|p| p.segment <= segment) as u64;
+    /// The indexes of the entries that came with `batches`, before which there is nothing of this group in the journal.
+    pub(crate) fn entries_of(&self, batches: &Range<u64>) -> Range<LogIndex> {
+        let many = batches.end - batches.start;
+        let start = self.cold_len();
+        let end =
+            self.places.partition_point(|p| p.is_cold() || p.batches_after(batches.start) < many) as u64;
         self.first_index() + start..self.first_index() + end
     }
 
@@ -374,7 +406,7 @@ impl GroupIndex {
         let at = index.0.checked_sub(self.base_index.0 + 1);
         match at.and_then(|at| self.places.get_mut(at as usize)) {
             Some(own) if *own == place => {
-                *own = Place { segment: COLD, offset: 0, shape: place.shape };
+                *own = Place::cold(place.shape);
                 true
             }
             _ => false,
@@ -398,29 +430,9 @@ impl GroupIndex {
 
     /// The first entry that has no place.
     pub(crate) fn first_missing(&self) -> Option<LogIndex> {
-        let at = self.places.iter().position(|p| p.segment == PENDING)?;
+        let at = self.places.iter().position(|p| p.is_missing())?;
         Some(self.first_index() + at as u64)
     }
-
-    /// Gives up cached entries to `last`, as far as they are written. Returns the bytes, and whether all are given up.
-    pub(crate) fn evict(&mut self, last: LogIndex) -> (i64, bool) {
-        let mut bytes = 0;
-        while self.tail_first() <= last && !self.tail.is_empty() {
-            if self.place(self.tail_first()).is_some_and(|p| p.segment == PENDING) {
-                return (bytes, false);
-            }
-            bytes += self.tail.pop_front().as_ref().map_or(0, cached_bytes);
-        }
-        if self.tail.is_empty() {
-            self.tail = VecDeque::new();
-        }
-        (bytes, true)
-    }
-}
-
-/// What a cached entry counts for.
-pub(crate) fn cached_bytes(entry: &Entry) -> i64 {
-    (size_of::<Entry>() as u64 + entry.size_bytes()) as i64
 }
 
 #[cfg(test)]
@@ -429,6 +441,29 @@ mod tests {
 
     use super::*;
 
+    /// A place keeps half of its batch's number.
+    #[test]
+    fn batches_are_told_apart_where_the_low_half_of_their_numbers_begins_again() {
+        let start = (1 << 32) - 2;
+        let hot = (0..5).map(|n| Place::in_batch(start + n, 10 * n as u32, Shape::MISSING));
+        let places = [Place::cold(Shape::MISSING)].into_iter().chain(hot).map(|place| (place, Term(1)));
+        let meta = SnapshotMeta { index: LogIndex(6), ..SnapshotMeta::default() };
+        let group =
+            GroupIndex::recovered(ReplicaId::default(), HardState::default(), LogIndex(6), &meta, places);
+        let entries = |batches: Range<u64>| {
+            let range = group.entries_of(&batches);
+            (range.start.0, range.end.0)
+        };
+        assert_eq!(entries(start..start + 1), (8, 9), "7 is in sled");
+        assert_eq!(entries(start..start + 3), (8, 11));
+        assert_eq!(entries(start..start + 9), (8, 13));
+        for n in 0..5 {
+            let place = group.place(LogIndex(8 + n)).unwrap();
+            assert_eq!(place.batch_and_offset(start + 5), (start + n, 10 * n as usize));
+            assert_eq!(place.batch_and_offset(start + 1_000_000), (start + n, 10 * n as usize));
+        }
+    }
+
     /// 10,000 idle groups must not cost more than a few megabytes.
     #[test]
     fn an_idle_group_is_small() {
@@ -436,9 +471,8 @@ mod tests {
         let replica = |n| ReplicaId { store: StoreId(n), number: 1 };
         let configuration = Configuration::of_voters([replica(1), replica(2), replica(3)]);
         let meta = SnapshotMeta { configuration, ..SnapshotMeta::default() };
-        let entries = (0..3).map(|_| (Place { segment: COLD, offset: 0, shape: Shape::MISSING }, Term(1)));
+        let entries = (0..3).map(|_| (Place::cold(Shape::MISSING), Term(1)));
         let group = GroupIndex::recovered(replica(1), HardState::default(), LogIndex(3), &meta, entries);
-        assert_eq!(group.tail.capacity(), 0);
         // The table of groups has room for up to 16 where 7 are in it, for a number and a pointer each.
         let table = (size_of::<(GroupId, Box<GroupIndex>)>() + 1) * 16 / 7;
         let bytes = table + size_of::<GroupIndex>() + group.heap_bytes();

@@ -43,11 +43,11 @@
 //! # How it works
 //!
 //! ```text
-//!   submit ──> index + tail (in memory, one short lock) ──> queue
-//!                    ▲        ▲                               │ all that waits
-//!        readers ────┘        │ places             log-writer ▼
-//!                             └─────────────  one record: one write, one fdatasync ──> done, in order
-//!                                                             │
+//!   submit ──> encoded once ──> index + recent batches (in memory, one short lock) ──> queue
+//!                                 ▲        ▲                                             │ all that waits
+//!                     readers ────┘        │ where the batches lie            log-writer ▼
+//!                                          └────────────  one record: one write, one fdatasync ──> done, in order
+//!                                                                                        │
 //!   journal segments  [oldest ...................... newest][spare]   <── log-spares
 //!                        │ leftovers, paced
 //!        log-checkpoint  ▼
@@ -67,7 +67,7 @@
 //!
 //! # Where to look
 //!
-//! `log_store` the handle · `committer` the writer thread · `index` (group, index) → place · `state` what threads share ·
+//! `log_store` the handle · `committer` the writer thread · `index` (group, index) → place · `recent` the last batches · `state` what threads share ·
 //! `journal` segments and records · `spares`, `checkpoint` the background threads · `cold` the cold tier · `marker`,
 //! `header` the small files · `recovery` opening · [`records`] what a stopped store tells, [`check`] whether several stores'
 //! records keep Raft's guarantees · `codec` bytes · [`disk`] the seam to files, with a disk that fails.
@@ -93,6 +93,7 @@ mod lock;
 mod log_store;
 mod marker;
 mod reader;
+mod recent;
 pub mod records;
 mod recovery;
 mod space;

@@ -12,9 +12,9 @@ use bytes::Bytes;
 use pontoon_raft_core::log_view::{LogReadError, LogView};
 use pontoon_raft_core::types::{Entry, GroupId, LogIndex, ReplicaId, Term};
 
-use crate::batch::{Batch, BatchSeq, GroupState};
+use crate::batch::{Batch, BatchSeq, GroupState, GroupWrite};
 use crate::checkpoint;
-use crate::codec;
+use crate::codec::{self, Change};
 use crate::cold;
 use crate::committer::Committer;
 use crate::config::Options;
@@ -22,13 +22,12 @@ use crate::disk::{Disk, RealDisk};
 use crate::error::{InitializeError, NoteError, OpenError, StoreFailed};
 use crate::header::Header;
 use crate::index::{CLEAN, GroupIndex};
-use crate::journal::record::HEAD_BYTES;
 use crate::lock::Lock;
 use crate::reader;
 use crate::recovery::{self, RecoveryReport};
 use crate::space::{NoSpace, Space};
 use crate::spares;
-use crate::state::{Done, Note, Pending, PendingWrite, Shared};
+use crate::state::{Done, Note, Pending, Shared};
 use crate::stats::Stats;
 
 /// Notes' keys are at most this long.
@@ -124,49 +123,59 @@ impl LogStore {
     /// there) can only come from an error in the program. The store fails then, as it does when the disk fails, and
     /// says which rule it was.
     pub fn submit(&self, batch: Batch, done: Done) -> BatchSeq {
-        let size = batch.groups.iter().map(codec::encoded_len_hint).sum::<usize>();
+        // All that can be done before is done outside the lock.
         let shared = &self.inner.shared;
-        let mut buffer = shared.take_buffer(2 * HEAD_BYTES + 8 + size);
-        buffer.resize(HEAD_BYTES, 0);
-        codec::encode_batch_begin(&mut buffer);
-        let changes: Vec<_> =
-            batch.groups.iter().map(|write| codec::encode_group(&mut buffer, HEAD_BYTES, write)).collect();
+        let len = codec::BATCH_BEGIN + batch.groups.iter().map(codec::encoded_len).sum::<usize>();
+        let entries = batch.groups.iter().map(|write| write.entries.len()).sum();
+        let mut bytes = Vec::with_capacity(len);
+        let mut slots = Vec::with_capacity(entries);
+        codec::encode_batch_begin(&mut bytes);
+        let mut broken = None;
+        for write in &batch.groups {
+            codec::encode_group(&mut bytes, &mut slots, write);
+            broken = broken.or_else(|| gap_within(write));
+        }
+        debug_assert_eq!(bytes.len(), len);
+        let bytes = Bytes::from(bytes);
+        if len > BATCH_BYTES_MAX {
+            broken = Some(format!("it has {len} bytes"));
+        }
+
         let mut state = shared.lock();
-        let seq = state.next_seq;
-        let mut broken =
-            (buffer.len() > BATCH_BYTES_MAX).then(|| format!("a batch has {} bytes", buffer.len()));
-        let mut writes = Vec::with_capacity(changes.len());
-        if state.failed.is_none() {
-            for (change, write) in changes.into_iter().zip(batch.groups) {
+        let number = state.number(&bytes);
+        if state.takes_writes() {
+            let mut rest = slots.as_slice();
+            for write in &batch.groups {
+                let (own, others) = rest.split_at(write.entries.len());
+                rest = others;
                 if broken.is_none() {
-                    broken = state.apply(seq, &change, write.entries).err();
+                    broken = state.apply(number, &Change::of(write, own)).err();
                 }
-                writes.push(PendingWrite { group: change.group, first: change.first, slots: change.slots });
             }
             if let Some(rule) = &broken {
-                let reason = format!("batch {seq} breaks a rule of the log: {rule}");
+                let reason = format!("batch {number} breaks a rule of the log: {rule}");
                 tracing::error!(reason, "the log store has failed and takes no more writes");
                 state.failed.get_or_insert_with(|| StoreFailed::new(reason));
             }
         }
-        state.next_seq += 1;
-        state.pending_bytes += (buffer.len() - HEAD_BYTES) as u64;
-        let closed = state.writer_gone;
-        let pending = Pending { seq, buffer, writes, note: None, done };
-        if closed {
+        let pending = Pending { number, bytes, entries: entries as u64, done };
+        if state.writer_gone {
             // Nobody is left to answer in order.
             drop(state);
             (pending.done)(Err(closed_error()));
         } else {
             state.queue.push_back(pending);
             drop(state);
-            shared.work.notify_one();
+            shared.work.notify();
         }
-        BatchSeq(seq)
+        BatchSeq(number)
     }
 
     /// Reads entries of `range` in order, until their `size_bytes` would pass `bytes_max`; always at least one if the
     /// range is not empty. Never waits for the writer.
+    ///
+    /// Their data are slices of what they were read from, a whole batch at most or a mebibyte: whoever keeps a small part
+    /// for long copies it.
     ///
     /// # Errors
     /// An entry of the range is not there, or cannot be read.
@@ -256,10 +265,10 @@ impl LogStore {
                 value_max: NOTE_VALUE_BYTES_MAX,
             });
         }
-        let mut buffer = Vec::with_capacity(3 * HEAD_BYTES + key.len() + value.len());
-        buffer.resize(HEAD_BYTES, 0);
-        codec::encode_batch_begin(&mut buffer);
-        codec::encode_note(&mut buffer, key, value);
+        let mut bytes = Vec::with_capacity(16 + key.len() + value.len());
+        codec::encode_batch_begin(&mut bytes);
+        codec::encode_note(&mut bytes, key, value);
+        let bytes = Bytes::from(bytes);
         let (sender, receiver) = mpsc::channel();
         let shared = &self.inner.shared;
         {
@@ -270,24 +279,17 @@ impl LogStore {
             if state.writer_gone {
                 return Err(closed_error().into());
             }
+            let number = state.number(&bytes);
             let note =
                 state.notes.entry(key.to_owned()).or_insert(Note { value: Bytes::new(), dirty: CLEAN });
             note.value = Bytes::copy_from_slice(value);
-            let seq = state.next_seq;
-            state.next_seq += 1;
-            state.pending_bytes += (buffer.len() - HEAD_BYTES) as u64;
+            note.dirty = note.dirty.min(number);
             let done = Box::new(move |outcome| {
                 let _ = sender.send(outcome); // the receiver waits below
             });
-            state.queue.push_back(Pending {
-                seq,
-                buffer,
-                writes: Vec::new(),
-                note: Some(key.to_owned()),
-                done,
-            });
+            state.queue.push_back(Pending { number, bytes, entries: 0, done });
         }
-        shared.work.notify_one();
+        shared.work.notify();
         Ok(receiver.recv().unwrap_or_else(|_| Err(closed_error()))?)
     }
 
@@ -328,7 +330,7 @@ impl LogStore {
         stats.sync_pending_micros = shared.round_micros();
         let state = shared.lock();
         stats.pending_bytes = state.pending_bytes;
-        stats.cached_bytes = state.cache.bytes.max(0) as u64;
+        stats.cached_bytes = state.recent.bytes();
         stats.groups = state.groups.len() as u64;
         stats.live_segments = state.segments.len() as u64;
         stats.spare_segments = state.spares.len() as u64;
@@ -337,14 +339,14 @@ impl LogStore {
         stats
     }
 
-    /// What the index takes in memory, in bytes: for each group what is known of it, and where its entries are; without
-    /// the cached entries, see [`Stats::cached_bytes`]. Looks at every group, so it is for reports and not for each
-    /// second.
+    /// What the index takes in memory, in bytes: for each group what is known of it, and where its entries are; and where
+    /// the journal's batches are. Without the recent batches themselves, see [`Stats::cached_bytes`]. Looks at every group,
+    /// so it is for reports and not for each second.
     pub fn index_bytes(&self) -> u64 {
         let state = self.inner.shared.lock();
         let table = state.groups.capacity() * (size_of::<(GroupId, Box<GroupIndex>)>() + 1) * 8 / 7;
         let groups = state.groups.values().map(|g| size_of::<GroupIndex>() + g.heap_bytes()).sum::<usize>();
-        (table + groups) as u64
+        (table + groups + state.batch_table_bytes()) as u64
     }
 
     /// How much room the disk had when it was last looked at, at most a second or so ago. Takes no lock.
@@ -381,6 +383,13 @@ impl LogStore {
     pub fn close(self) {
         self.inner.close();
     }
+}
+
+/// The rule that the entries break among each other, if they do: only the first is compared with the log.
+fn gap_within(write: &GroupWrite) -> Option<String> {
+    let pair = write.entries.windows(2).find(|pair| pair[1].index != pair[0].index.next())?;
+    let [before, after] = [pair[0].index, pair[1].index];
+    Some(format!("group {}: entry {after} follows entry {before}", write.group))
 }
 
 fn closed_error() -> StoreFailed {

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::codec::{self, Decoder};
 use crate::disk::{self, Disk};
+use crate::journal::segment;
 
 pub(crate) const FILE: &str = "MARKER";
 const MAGIC: &[u8; 8] = b"PTNMARK\0";
@@ -71,17 +72,22 @@ impl Marker {
         if format > FORMAT {
             return Err(Unreadable::Newer(format));
         }
+        // Numbers that grow by one have room to grow: a store that writes a million batches a second reaches this in
+        // 146,000 years.
+        let number = |n: u64| {
+            if n <= codec::INDEX_MAX { Ok(n) } else { Err(codec::DecodeError("a number is too large")) }
+        };
         let mut fields = || {
             Ok(Self {
                 journal: d.u64()?,
-                start_segment: u32::try_from(d.u64()?)
-                    .map_err(|_| codec::DecodeError("a segment id is too large"))?,
-                start_batch: d.u64()?,
-                checkpoint: d.u64()?,
-                reached: d.u64()?,
+                start_segment: segment::id(d.u64()?)
+                    .ok_or(codec::DecodeError("no segment can have this id"))?,
+                start_batch: number(d.u64()?)?,
+                checkpoint: number(d.u64()?)?,
+                reached: number(d.u64()?)?,
                 clean: d.flag()?,
                 doubt: d.flag()?,
-                cold_generation: if format >= 2 { d.u64()? } else { 0 },
+                cold_generation: if format >= 2 { number(d.u64()?)? } else { 0 },
                 cold_is_summed: format >= 2,
                 format,
             })
@@ -89,6 +95,9 @@ impl Marker {
         let marker = fields().map_err(bad)?;
         if !d.is_empty() {
             return Err(Unreadable::Bad("it has bytes left over".to_owned()));
+        }
+        if marker.start_batch == 0 {
+            return Err(Unreadable::Bad("batches are counted from 1".to_owned()));
         }
         Ok(marker)
     }

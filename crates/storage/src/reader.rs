@@ -9,7 +9,6 @@ use pontoon_raft_core::types::{Entry, GroupId, LogIndex};
 
 use crate::codec;
 use crate::cold;
-use crate::index::{COLD, Place};
 use crate::journal::segment::Segment;
 use crate::state::{Shared, State};
 use crate::stats::Counters;
@@ -19,11 +18,13 @@ const TRIES: usize = 8;
 /// Entries that lie behind one another are read together, up to this many bytes.
 const READ_BYTES_MAX: usize = 1 << 20;
 
-/// What a read found in the index.
-struct Plan {
-    /// Entries that must be read, before those in memory.
-    places: Vec<(LogIndex, Place, Option<Arc<Segment>>)>,
-    cached: Vec<Entry>,
+/// Where an entry was found.
+enum Source {
+    /// Encoded, in memory.
+    Memory(Bytes),
+    /// In a segment, at an offset, with an encoded length.
+    Journal(Arc<Segment>, u64, usize),
+    Cold,
 }
 
 fn check_range(state: &State, group: GroupId, range: &Range<LogIndex>) -> Result<(), LogReadError> {
@@ -45,26 +46,27 @@ fn plan(
     group: GroupId,
     range: &Range<LogIndex>,
     bytes_max: u64,
-) -> Result<Plan, LogReadError> {
+) -> Result<Vec<Source>, LogReadError> {
     check_range(state, group, range)?;
     let index = &state.groups[&group];
     let end = index.extent(range, bytes_max);
-    let tail_first = index.tail_first();
-    let mut places = Vec::new();
-    let mut at = range.start;
-    while at < end.min(tail_first) {
+    let source = |at: LogIndex| {
         let place = index.place(at).expect("the range was checked");
-        let segment = state.segments.get(&place.segment).map(|live| Arc::clone(&live.segment));
-        places.push((at, place, segment));
-        at = at.next();
-    }
-    let cached = if at < end {
-        let skip = (at.0 - tail_first.0) as usize;
-        index.tail.range(skip..skip + (end.0 - at.0) as usize).cloned().collect()
-    } else {
-        Vec::new()
+        if place.is_cold() {
+            return Ok(Source::Cold);
+        }
+        let len = place.shape.encoded_len();
+        let (batch, offset) = place.batch_and_offset(state.next_batch);
+        if let Some(bytes) = state.recent.get(batch) {
+            return Ok(Source::Memory(bytes.slice(offset..offset + len)));
+        }
+        let (segment, batch_at) = state.location(batch).ok_or_else(|| LogReadError::Storage {
+            index: at,
+            reason: format!("the segment of batch {batch} is gone"),
+        })?;
+        Ok(Source::Journal(Arc::clone(segment), batch_at + offset as u64, len))
     };
-    Ok(Plan { places, cached })
+    (range.start.0..end.0).map(|at| source(LogIndex(at))).collect()
 }
 
 /// See `LogView::entries`.
@@ -79,16 +81,12 @@ pub(crate) fn entries(
     }
     let mut failure = None;
     for _ in 0..TRIES {
-        let Plan { places, cached } = plan(&shared.lock(), group, &range, bytes_max)?;
-        if places.is_empty() {
-            return Ok(cached);
+        let sources = plan(&shared.lock(), group, &range, bytes_max)?;
+        if sources.iter().any(|source| !matches!(source, Source::Memory(_))) {
+            Counters::add(&shared.counters.disk_reads, 1);
         }
-        Counters::add(&shared.counters.disk_reads, 1);
-        match read(shared, group, &places) {
-            Ok(mut entries) => {
-                entries.extend(cached);
-                return Ok(entries);
-            }
+        match read(shared, group, range.start, &sources) {
+            Ok(entries) => return Ok(entries),
             Err(e) => failure = Some(e),
         }
     }
@@ -98,48 +96,57 @@ pub(crate) fn entries(
 fn read(
     shared: &Shared,
     group: GroupId,
-    places: &[(LogIndex, Place, Option<Arc<Segment>>)],
+    first: LogIndex,
+    sources: &[Source],
 ) -> Result<Vec<Entry>, LogReadError> {
-    let mut entries = Vec::with_capacity(places.len());
-    let mut rest = places;
-    while let Some((index, place, segment)) = rest.first() {
-        let fail = |reason: String| LogReadError::Storage { index: *index, reason };
-        let Some(segment) = segment else {
-            if place.segment != COLD {
-                return Err(fail(format!("segment {} is gone", place.segment)));
+    let mut entries = Vec::with_capacity(sources.len());
+    while let Some(source) = sources.get(entries.len()) {
+        let index = first + entries.len() as u64;
+        let fail = |reason: String| LogReadError::Storage { index, reason };
+        match source {
+            Source::Memory(bytes) => {
+                entries.push(codec::parse_entry(bytes.clone(), index).map_err(|e| fail(e.to_string()))?);
             }
-            let bytes = cold::get_entry(&*shared.cold.current(), group, *index)
-                .map_err(|e| fail(e.to_string()))?
-                .ok_or_else(|| fail("it is not in the cold tier".to_owned()))?;
-            entries.push(
-                codec::decode_entry(&Bytes::from(bytes), group, *index).map_err(|e| fail(e.to_string()))?,
-            );
-            rest = &rest[1..];
-            continue;
-        };
-        let (mut count, mut len) = (1, place.shape.encoded_len());
-        while let Some((_, next, _)) = rest.get(count)
-            && next.segment == place.segment
-            && next.offset as usize == place.offset as usize + len
-            && len + next.shape.encoded_len() <= READ_BYTES_MAX
-        {
-            len += next.shape.encoded_len();
-            count += 1;
+            Source::Cold => {
+                let bytes = cold::get_entry(&*shared.cold.current(), group, index)
+                    .map_err(|e| fail(e.to_string()))?
+                    .ok_or_else(|| fail("it is not in the cold tier".to_owned()))?;
+                let entry = codec::decode_entry(bytes.into(), group, index);
+                entries.push(entry.map_err(|e| fail(e.to_string()))?);
+            }
+            Source::Journal(segment, at, _) => {
+                let lens = run(&sources[entries.len()..], segment, *at);
+                let mut bytes = vec![0; lens.iter().sum()];
+                segment
+                    .file
+                    .read_at(*at, &mut bytes)
+                    .map_err(|e| fail(format!("{}, offset {at}: {e}", segment.name)))?;
+                let mut bytes = Bytes::from(bytes);
+                for len in lens {
+                    let index = first + entries.len() as u64;
+                    let entry = codec::decode_entry(bytes.split_to(len), group, index);
+                    entries.push(entry.map_err(|e| LogReadError::Storage {
+                        index,
+                        reason: format!("{}, read at offset {at}: {e}", segment.name),
+                    })?);
+                }
+            }
         }
-        let mut bytes = vec![0; len];
-        segment
-            .file
-            .read_at(u64::from(place.offset), &mut bytes)
-            .map_err(|e| fail(format!("{}, offset {}: {e}", segment.name, place.offset)))?;
-        let mut bytes = Bytes::from(bytes);
-        for (index, place, _) in &rest[..count] {
-            let entry = codec::decode_entry(&bytes.split_to(place.shape.encoded_len()), group, *index);
-            entries.push(entry.map_err(|e| LogReadError::Storage {
-                index: *index,
-                reason: format!("{}, offset {}: {e}", segment.name, place.offset),
-            })?);
-        }
-        rest = &rest[count..];
     }
     Ok(entries)
+}
+
+/// The lengths of the entries that lie behind one another, the first at `at` of `segment`.
+fn run(sources: &[Source], segment: &Arc<Segment>, mut at: u64) -> Vec<usize> {
+    let (mut lens, mut bytes) = (Vec::new(), 0);
+    for source in sources {
+        let Source::Journal(other, begin, len) = source else { break };
+        if !Arc::ptr_eq(other, segment) || *begin != at || (bytes + len > READ_BYTES_MAX && bytes > 0) {
+            break;
+        }
+        lens.push(*len);
+        bytes += len;
+        at += *len as u64;
+    }
+    lens
 }

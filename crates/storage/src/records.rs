@@ -5,10 +5,8 @@
 //! judges.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -23,7 +21,7 @@ use crate::codec::{self, Change};
 use crate::cold::tier::Place;
 use crate::cold::{self, Cold, Key, Meta, Tombstone};
 use crate::config::Options;
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, RealDisk};
 use crate::error::OpenError;
 use crate::header::Header;
 use crate::journal::segment;
@@ -146,8 +144,7 @@ impl StoreRecords {
     pub fn read(dir: &Path, whole: &[GroupId]) -> Result<Self, OpenError> {
         let place = || dir.display().to_string();
         let _lock = Lock::acquire_existing(dir)?;
-        let handle = File::open(dir).map_err(OpenError::io("open directory", place()))?;
-        let disk = ReadOnly { dir: dir.to_owned(), handle };
+        let disk = RealDisk::read_only(dir).map_err(OpenError::io("open directory", place()))?;
         let copies = tempfile::tempdir().map_err(OpenError::io("make a directory in", temp_place()))?;
         let records = Self::read_with(Arc::new(disk), copies.path(), whole);
         remove(copies);
@@ -302,7 +299,7 @@ impl Gathered<'_> {
         let mut configuration = None;
         let keep = self.whole.contains(&group);
         if keep || slot.shape.is_configuration() {
-            let entry = codec::decode_entry(&Bytes::copy_from_slice(bytes), group, index)?;
+            let entry = codec::decode_entry(Bytes::copy_from_slice(bytes), group, index)?;
             if let Payload::Configuration(c) = &entry.payload {
                 configuration = Some(Arc::new(c.clone()));
             }
@@ -330,7 +327,7 @@ impl Gathered<'_> {
     }
 
     /// In the order in which a batch is carried out.
-    fn add_change(&mut self, found: &Replayed<'_>, change: &Change) -> Result<(), OpenError> {
+    fn add_change(&mut self, found: &Replayed<'_>, change: &Change<'_>) -> Result<(), OpenError> {
         let (group, batch) = (change.group, found.batch);
         let mut damaged = Ok(());
         let mut marks = Vec::with_capacity(change.slots.len());
@@ -352,11 +349,11 @@ impl Gathered<'_> {
         let events = [
             change.create.map(Event::Created),
             change.hard_state.map(Event::HardState),
-            change.snapshot.clone().map(|meta| Event::Snapshot(Box::new(meta))),
+            change.snapshot.as_deref().map(|meta| Event::Snapshot(Box::new(meta.clone()))),
             change.truncate_from.map(Event::Truncate),
             append,
             change.commit.map(Event::Commit),
-            change.compact.clone().map(|meta| Event::Compact(Box::new(meta))),
+            change.compact.as_deref().map(|meta| Event::Compact(Box::new(meta.clone()))),
             change.destroy.then_some(Event::Destroyed),
         ];
         for event in events.into_iter().flatten() {
@@ -426,72 +423,5 @@ fn base(meta: &Meta, cold: Vec<(LogIndex, EntryMark)>, history: &[Recorded]) -> 
         commit: meta.commit,
         snapshot: meta.snapshot.clone(),
         entries,
-    }
-}
-
-/// A directory of the operating system in which nothing can be changed.
-#[derive(Debug)]
-struct ReadOnly {
-    dir: PathBuf,
-    handle: File,
-}
-
-#[derive(Debug)]
-struct ReadOnlyFile(File);
-
-fn refused<T>() -> io::Result<T> {
-    Err(io::ErrorKind::ReadOnlyFilesystem.into())
-}
-
-impl Disk for ReadOnly {
-    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(ReadOnlyFile(File::open(self.dir.join(name))?)))
-    }
-    fn create(&self, _: &str) -> io::Result<Arc<dyn DiskFile>> {
-        refused()
-    }
-    fn rename(&self, _: &str, _: &str) -> io::Result<()> {
-        refused()
-    }
-    fn remove(&self, _: &str) -> io::Result<()> {
-        refused()
-    }
-    fn list(&self) -> io::Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(&self.dir)? {
-            let entry = entry?;
-            if let (true, Ok(name)) = (entry.file_type()?.is_file(), entry.file_name().into_string()) {
-                names.push(name);
-            }
-        }
-        Ok(names)
-    }
-    fn sync_names(&self) -> io::Result<()> {
-        refused()
-    }
-    fn free_bytes(&self) -> io::Result<u64> {
-        let stat = rustix::fs::fstatvfs(&self.handle)?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
-    }
-    fn place(&self) -> String {
-        self.dir.display().to_string()
-    }
-    fn directory(&self) -> Option<&Path> {
-        Some(&self.dir)
-    }
-}
-
-impl DiskFile for ReadOnlyFile {
-    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read_exact_at(out, offset)
-    }
-    fn write_some_at(&self, _: u64, _: &[u8]) -> io::Result<usize> {
-        refused()
-    }
-    fn sync(&self) -> io::Result<()> {
-        refused()
-    }
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
     }
 }

@@ -17,7 +17,8 @@ use crate::header::Header;
 use crate::journal::record::HEAD_BYTES;
 use crate::journal::segment::{self, RECORDS_AT, Segment};
 use crate::marker::{self, Marker, MarkerFile, Unreadable};
-use crate::state::{Cache, LiveSegment, Shared, State};
+use crate::recent::Recent;
+use crate::state::{LiveSegment, Shared, State};
 
 pub(crate) mod replay;
 pub(crate) mod scan;
@@ -175,10 +176,9 @@ fn finish(
     }
 
     let mut segments = scanned.live;
-    segments.entry(scanned.active.id).or_insert_with(|| LiveSegment {
-        segment: Arc::clone(&scanned.active),
-        first_batch: scanned.next_batch,
-    });
+    segments
+        .entry(scanned.active.id)
+        .or_insert_with(|| LiveSegment::new(Arc::clone(&scanned.active), scanned.next_batch));
     let entries = replayed.entries;
     let report = RecoveryReport {
         created,
@@ -197,14 +197,14 @@ fn finish(
         header,
         queue: Default::default(),
         pending_bytes: 0,
-        next_seq: scanned.next_batch,
+        next_batch: scanned.next_batch,
         durable: last_batch,
         segments,
         spares: scanned.spares.into(),
         spare_wanted: None,
         spare_error: None,
         retired: scanned.retired,
-        cache: Cache::default(),
+        recent: Recent::new(scanned.next_batch),
         garbage: replayed.garbage,
         failed: None,
         stopping: false,

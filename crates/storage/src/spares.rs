@@ -3,7 +3,7 @@
 
 use std::io;
 use std::mem;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::journal::segment::{self, Segment};
@@ -74,9 +74,9 @@ fn wait_for_work(shared: &Shared, newest: &mut u32) -> Option<Job> {
                 urgent: wanted.is_some(),
             });
         }
-        let waited = shared.spare_work.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner);
-        state = waited.0;
-        if waited.1.timed_out() {
+        let timed_out;
+        (state, timed_out) = shared.spare_work.wait_for(state, LOOK);
+        if timed_out {
             if !retry_later {
                 return Some(Job { make: false, reached: None, bytes: 0, urgent: false });
             }
@@ -121,7 +121,7 @@ fn make_one(shared: &Shared, job: &Job, next_file: &mut u64) {
         }
     }
     drop(state);
-    shared.progress.notify_all();
+    shared.progress.notify();
 }
 
 fn make_new(shared: &Shared, job: &Job, id: u32, next_file: &mut u64) -> io::Result<Segment> {
@@ -139,7 +139,7 @@ fn make_new(shared: &Shared, job: &Job, id: u32, next_file: &mut u64) -> io::Res
         let state = shared.lock();
         if !job.urgent && state.spare_wanted.is_none() && !state.stopping {
             // A wait, not a sleep: who closes the store or needs the segment wakes it.
-            drop(shared.spare_work.wait_timeout(state, FILL_REST));
+            drop(shared.spare_work.wait_for(state, FILL_REST));
         }
     };
     segment::make(&*shared.disk, &name, shared.journal, id, job.bytes, &rest)

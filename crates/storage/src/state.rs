@@ -1,23 +1,25 @@
 //! What the threads of a store share.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::hash_map::Entry::{Occupied, Vacant};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use pontoon_raft_core::types::{Entry, GroupId, LogIndex, ReplicaId};
+use pontoon_raft_core::types::ReplicaId;
 
-use crate::codec::{Change, Slot};
+use crate::codec::Change;
 use crate::cold::tier::ColdTier;
 use crate::config::Options;
 use crate::disk::Disk;
 use crate::error::StoreFailed;
 use crate::header::Header;
-use crate::index::{CLEAN, ColdGarbage, GroupIndex, PENDING, Place};
+use crate::index::{CLEAN, ColdGarbage, GroupIndex, GroupMap};
 use crate::journal::segment::Segment;
 use crate::marker::MarkerFile;
+use crate::recent::Recent;
 use crate::space::SpaceSeen;
 use crate::stats::Counters;
 
@@ -26,42 +28,56 @@ pub(crate) type Done = Box<dyn FnOnce(Result<(), StoreFailed>) + Send>;
 
 /// A batch on its way to the disk.
 pub(crate) struct Pending {
-    pub(crate) seq: u64,
-    /// The record's body, with room for the head before it.
-    pub(crate) buffer: Vec<u8>,
-    /// What the index is told when the batch is written.
-    pub(crate) writes: Vec<PendingWrite>,
-    pub(crate) note: Option<String>,
+    pub(crate) number: u64,
+    /// Its part of a record's body.
+    pub(crate) bytes: Bytes,
+    /// How many entries are in it.
+    pub(crate) entries: u64,
     pub(crate) done: Done,
-}
-
-/// One group's part of a [`Pending`].
-#[derive(Debug)]
-pub(crate) struct PendingWrite {
-    pub(crate) group: GroupId,
-    pub(crate) first: LogIndex,
-    /// Offsets count from the begin of the body.
-    pub(crate) slots: Vec<Slot>,
 }
 
 /// A group that was destroyed.
 #[derive(Debug)]
 pub(crate) struct Tomb {
     pub(crate) replica: ReplicaId,
-    pub(crate) dirty: u32,
+    pub(crate) dirty: u64,
 }
 
 #[derive(Debug)]
 pub(crate) struct Note {
     pub(crate) value: Bytes,
-    pub(crate) dirty: u32,
+    pub(crate) dirty: u64,
 }
 
-/// A segment that is needed, and the batch that its first record begins, or will begin, with.
+/// A segment that is needed, and what is in it.
 #[derive(Debug)]
 pub(crate) struct LiveSegment {
     pub(crate) segment: Arc<Segment>,
+    /// The batch that its first record begins, or will begin, with.
     pub(crate) first_batch: u64,
+    /// Where each batch begins in it.
+    batches: Vec<u32>,
+}
+
+impl LiveSegment {
+    pub(crate) fn new(segment: Arc<Segment>, first_batch: u64) -> Self {
+        Self { segment, first_batch, batches: Vec::new() }
+    }
+
+    /// The next batch begins here.
+    pub(crate) fn push_batch(&mut self, offset: u32) {
+        // By a quarter of what there is: a table that doubles would take twice what it needs.
+        if self.batches.len() == self.batches.capacity() {
+            self.batches.reserve_exact((self.batches.len() / 4).max(64));
+        }
+        self.batches.push(offset);
+    }
+
+    /// Where a batch begins that was written to it.
+    pub(crate) fn location(&self, batch: u64) -> Option<(&Arc<Segment>, u64)> {
+        let at = self.batches.get(usize::try_from(batch.checked_sub(self.first_batch)?).ok()?)?;
+        Some((&self.segment, u64::from(*at)))
+    }
 }
 
 /// Why a spare segment could not be made.
@@ -72,34 +88,18 @@ pub(crate) struct SpareError {
     pub(crate) urgent: bool,
 }
 
-/// Entries in memory, in the order they came: which to give up first.
-#[derive(Debug, Default)]
-pub(crate) struct Cache {
-    pub(crate) bytes: i64,
-    order: VecDeque<(GroupId, LogIndex)>,
-}
-
-/// How many remembered runs of cached entries there may be: idle groups' few entries leave the cache after this many
-/// writes of others, so that they don't keep the list growing.
-const CACHE_RUNS_MAX: usize = 64 << 10;
-
-/// How many buffers are kept to be filled again, and how long each may be: enough for those who submit at a time. A
-/// fresh buffer for each batch costs more than what is written into it.
-const BUFFERS: usize = 8;
-const BUFFER_BYTES_MAX: usize = 256 << 10;
-
 /// Everything behind the store's one lock. It is held for short times only, never during I/O.
 pub(crate) struct State {
     /// Boxed: the table has room for more groups than there are.
-    pub(crate) groups: HashMap<GroupId, Box<GroupIndex>>,
-    pub(crate) tombs: HashMap<GroupId, Tomb>,
+    pub(crate) groups: GroupMap<Box<GroupIndex>>,
+    pub(crate) tombs: GroupMap<Tomb>,
     pub(crate) notes: BTreeMap<String, Note>,
     pub(crate) header: Option<Header>,
     pub(crate) queue: VecDeque<Pending>,
     /// Bytes of submitted batches that are not durable.
     pub(crate) pending_bytes: u64,
     /// The number of the next batch.
-    pub(crate) next_seq: u64,
+    pub(crate) next_batch: u64,
     /// All batches to this one are durable.
     pub(crate) durable: u64,
     pub(crate) segments: BTreeMap<u32, LiveSegment>,
@@ -111,7 +111,7 @@ pub(crate) struct State {
     pub(crate) spare_error: Option<SpareError>,
     /// Not needed any more; their files can be used again when no reader has them.
     pub(crate) retired: Vec<Arc<Segment>>,
-    pub(crate) cache: Cache,
+    pub(crate) recent: Recent,
     pub(crate) garbage: Vec<ColdGarbage>,
     pub(crate) failed: Option<StoreFailed>,
     pub(crate) stopping: bool,
@@ -122,8 +122,45 @@ impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("State")
             .field("groups", &self.groups.len())
-            .field("next_seq", &self.next_seq)
+            .field("next_batch", &self.next_batch)
             .finish_non_exhaustive()
+    }
+}
+
+/// Something that threads wait for, beside the store's lock. Waking nobody costs no call of the system.
+#[derive(Debug, Default)]
+pub(crate) struct Signal {
+    condvar: Condvar,
+    /// Changed under the store's lock only, so whoever changes what is waited for under the lock sees who waits for it.
+    waiting: AtomicUsize,
+}
+
+impl Signal {
+    /// Gives up the lock until somebody notifies, or for no reason.
+    pub(crate) fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.waiting.fetch_add(1, Relaxed);
+        let state = self.condvar.wait(state).unwrap_or_else(PoisonError::into_inner);
+        self.waiting.fetch_sub(1, Relaxed);
+        state
+    }
+
+    /// The same for at most `time`; `true`: it has passed.
+    pub(crate) fn wait_for<'a>(
+        &self,
+        state: MutexGuard<'a, State>,
+        time: Duration,
+    ) -> (MutexGuard<'a, State>, bool) {
+        self.waiting.fetch_add(1, Relaxed);
+        let (state, waited) = self.condvar.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner);
+        self.waiting.fetch_sub(1, Relaxed);
+        (state, waited.timed_out())
+    }
+
+    /// Wakes all who wait. What they wait for was changed under the lock.
+    pub(crate) fn notify(&self) {
+        if self.waiting.load(Relaxed) > 0 {
+            self.condvar.notify_all();
+        }
     }
 }
 
@@ -140,15 +177,14 @@ pub(crate) struct Shared {
     pub(crate) opened: Instant,
     pub(crate) recovery_seconds: f64,
     state: Mutex<State>,
-    buffers: Mutex<Vec<Vec<u8>>>,
     /// There is a batch to write, or the end has come.
-    pub(crate) work: Condvar,
+    pub(crate) work: Signal,
     /// There may be a spare to make.
-    pub(crate) spare_work: Condvar,
+    pub(crate) spare_work: Signal,
     /// There may be a segment to checkpoint.
-    pub(crate) checkpoint_work: Condvar,
+    pub(crate) checkpoint_work: Signal,
     /// `durable`, `spares` or `failed` changed.
-    pub(crate) progress: Condvar,
+    pub(crate) progress: Signal,
 }
 
 impl Shared {
@@ -174,40 +210,16 @@ impl Shared {
             opened,
             recovery_seconds,
             state: Mutex::new(state),
-            buffers: Mutex::default(),
-            work: Condvar::new(),
-            spare_work: Condvar::new(),
-            checkpoint_work: Condvar::new(),
-            progress: Condvar::new(),
+            work: Signal::default(),
+            spare_work: Signal::default(),
+            checkpoint_work: Signal::default(),
+            progress: Signal::default(),
         }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         // No caller's code runs under the lock, so a poisoned one holds no half-done change of theirs.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// An empty buffer with room for `bytes`.
-    pub(crate) fn take_buffer(&self, bytes: usize) -> Vec<u8> {
-        let mut buffer =
-            self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-        buffer.clear();
-        buffer.reserve(bytes);
-        buffer
-    }
-
-    /// Takes back a buffer that was written.
-    pub(crate) fn give_buffer(&self, buffer: Vec<u8>) {
-        if buffer.capacity() <= BUFFER_BYTES_MAX {
-            let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
-            if buffers.len() < BUFFERS {
-                buffers.push(buffer);
-            }
-        }
-    }
-
-    pub(crate) fn wait<'a>(&self, on: &Condvar, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        on.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From now on the store takes no writes. The first reason stays.
@@ -221,10 +233,10 @@ impl Shared {
     }
 
     pub(crate) fn wake_all(&self) {
-        self.work.notify_all();
-        self.spare_work.notify_all();
-        self.checkpoint_work.notify_all();
-        self.progress.notify_all();
+        self.work.notify();
+        self.spare_work.notify();
+        self.checkpoint_work.notify();
+        self.progress.notify();
     }
 
     pub(crate) fn micros(&self) -> u64 {
@@ -241,38 +253,33 @@ impl Shared {
 }
 
 impl State {
-    /// Checks a batch against the rules, group by group, and carries it out in the index. On an error nothing is
-    /// changed for the group at fault, but groups before it are; the store fails as a whole then.
-    pub(crate) fn apply(&mut self, seq: u64, change: &Change, entries: Vec<Entry>) -> Result<(), String> {
+    /// Checks a change of batch `batch` against the rules, and carries it out in the index. On an error nothing is changed
+    /// for the group at fault, but groups before it are; the store fails as a whole then.
+    pub(crate) fn apply(&mut self, batch: u64, change: &Change<'_>) -> Result<(), String> {
         let id = change.group;
-        if !self.groups.contains_key(&id) {
-            let tomb = self.tombs.get(&id);
-            match (change.create, tomb) {
-                (Some(replica), Some(tomb)) if replica.number <= tomb.replica.number => {
-                    return Err(format!(
-                        "group {id}: replica {replica} cannot be created, {} was destroyed before: replica numbers are never reused",
-                        tomb.replica
-                    ));
-                }
-                (Some(replica), _) => {
-                    self.groups.insert(id, Box::new(GroupIndex::new(replica)));
-                }
-                // A late write of somebody who has not heard yet.
-                (None, Some(_)) => return Ok(()),
-                (None, None) => {
-                    return Err(format!("group {id} does not exist here: create it in its first write"));
-                }
+        // Also when the group lives again: until sled has its newer state, it must not lose the older news.
+        let destroyed = self.tombs.get_mut(&id).map(|tomb| {
+            tomb.dirty = tomb.dirty.min(batch);
+            tomb.replica
+        });
+        let group = match (self.groups.entry(id), change.create, destroyed) {
+            (Occupied(group), ..) => group.into_mut(),
+            (Vacant(_), Some(replica), Some(destroyed)) if replica.number <= destroyed.number => {
+                return Err(format!(
+                    "group {id}: replica {replica} cannot be created, {destroyed} was destroyed before: replica numbers are never reused"
+                ));
             }
-        }
-        let group = self.groups.get_mut(&id).expect("looked up or inserted above");
+            (Vacant(room), Some(replica), _) => room.insert(Box::new(GroupIndex::new(replica))),
+            // A late write of somebody who has not heard yet.
+            (Vacant(_), None, Some(_)) => return Ok(()),
+            (Vacant(_), None, None) => {
+                return Err(format!("group {id} does not exist here: create it in its first write"));
+            }
+        };
         group.check(change).map_err(|rule| format!("group {id}: {rule}"))?;
-        let place = |slot: &Slot| Place { segment: PENDING, offset: seq as u32, shape: slot.shape };
-        self.cache.bytes += group.apply(change, entries, place, &mut self.garbage);
-        if let Some(last) = change.slots.len().checked_sub(1) {
-            self.cache.order.push_back((id, change.first + last as u64));
-        }
+        group.apply(change, batch, 0, &mut self.garbage);
         if change.destroy {
-            self.cache.bytes -= group.clear(id, &mut self.garbage);
+            group.clear(id, &mut self.garbage);
             let (replica, dirty) = (group.replica, group.dirty);
             self.groups.remove(&id);
             let older = self.tombs.get(&id).map_or(CLEAN, |tomb| tomb.dirty);
@@ -281,45 +288,31 @@ impl State {
         Ok(())
     }
 
-    /// A round is durable: tells the index where its batches lie. `body_at` is where each one's body begins.
-    pub(crate) fn written(&mut self, segment: u32, pending: &Pending, body_at: u64) {
-        // The last first: of two writes to one index in a batch, the later one's place counts.
-        for write in pending.writes.iter().rev() {
-            if let Some(group) = self.groups.get_mut(&write.group) {
-                group.dirty = group.dirty.min(segment);
-                let places = write.slots.iter().map(|slot| Place {
-                    segment,
-                    offset: body_at as u32 + slot.offset,
-                    shape: slot.shape,
-                });
-                group.written(pending.seq, write.first, places);
-            }
-            // Also when the group lives again: until sled has its newer state, it must not lose the older news.
-            if let Some(tomb) = self.tombs.get_mut(&write.group) {
-                tomb.dirty = tomb.dirty.min(segment);
-            }
-        }
-        if let Some(note) = pending.note.as_ref().and_then(|key| self.notes.get_mut(key)) {
-            note.dirty = note.dirty.min(segment);
-        }
+    /// Whether what is submitted may become durable.
+    pub(crate) fn takes_writes(&self) -> bool {
+        self.failed.is_none() && !self.writer_gone
     }
 
-    /// Gives up cached entries until the cache is within its bound.
-    pub(crate) fn evict(&mut self, bytes_max: u64) {
-        while let Some(&(group, last)) = self.cache.order.front() {
-            let stale = self.groups.get(&group).is_none_or(|g| g.tail_first() > last);
-            if !stale && self.cache.bytes <= bytes_max as i64 && self.cache.order.len() <= CACHE_RUNS_MAX {
-                break;
-            }
-            if let Some(group) = self.groups.get_mut(&group) {
-                let (bytes, all) = group.evict(last);
-                self.cache.bytes -= bytes;
-                if !all {
-                    break;
-                }
-            }
-            self.cache.order.pop_front();
+    /// Gives the next number to a batch, and keeps its bytes for readers.
+    pub(crate) fn number(&mut self, bytes: &Bytes) -> u64 {
+        let number = self.next_batch;
+        self.next_batch += 1;
+        // Later ones of a store that has failed are answered, and forgotten.
+        if self.takes_writes() {
+            self.pending_bytes += bytes.len() as u64;
+            self.recent.push(bytes.clone());
         }
+        number
+    }
+
+    /// Where a batch begins that was written: its segment, and the offset there.
+    pub(crate) fn location(&self, batch: u64) -> Option<(&Arc<Segment>, u64)> {
+        self.segments.values().rev().find(|live| live.first_batch <= batch)?.location(batch)
+    }
+
+    /// What the tables of the journal's batches take in memory, in bytes.
+    pub(crate) fn batch_table_bytes(&self) -> usize {
+        self.segments.values().map(|live| live.batches.capacity() * size_of::<u32>()).sum()
     }
 
     /// The id that the next spare gets.
@@ -330,10 +323,5 @@ impl State {
 
     pub(crate) fn newest_segment(&self) -> &LiveSegment {
         self.segments.last_key_value().expect("there is always a segment to write to").1
-    }
-
-    /// The oldest segment with changes that sled lacks is at or before `segment`.
-    pub(crate) fn is_dirty(dirty: u32, segment: u32) -> bool {
-        dirty != CLEAN && dirty <= segment
     }
 }

@@ -18,7 +18,7 @@ pub struct Stats {
     pub bytes_written: u64,
     /// Bytes of batches that were submitted and are not durable yet.
     pub pending_bytes: u64,
-    /// Bytes of entries in memory for readers.
+    /// Bytes of recent batches in memory for readers, those that are not durable yet among them.
     pub cached_bytes: u64,
     /// Groups that exist.
     pub groups: u64,

@@ -34,7 +34,7 @@ fn idle_groups_do_not_hold_segments() {
         put(&store, vec![append(1, n * 8 + 1, 8, 1, 250)]).unwrap();
         compact_to(&store, 1, n * 8 + 8);
     }
-    until(&store, |stats| {
+    until_stats(&store, |stats| {
         stats.live_segments <= 4 && stats.checkpoints >= 5 && stats.checkpoint_entries >= 180
     });
     let stats = store.stats();
@@ -216,7 +216,7 @@ fn a_backlog_that_is_never_compacted_moves_to_the_cold_tier_and_is_read_from_the
     }
     let expected: Vec<_> = (1..=300).map(|i| entry(1, i, 1, 700)).collect();
     assert_eq!(all_entries(&store, 1), expected);
-    until(&store, |stats| stats.checkpoint_entries > 100);
+    until_stats(&store, |stats| stats.checkpoint_entries > 100);
     // Cut deep into the cold part, and grow again with other entries.
     let cut = GroupWrite { truncate_from: Some(LogIndex(50)), ..append(1, 50, 5, 2, 700) };
     put(&store, vec![cut]).unwrap();

@@ -163,6 +163,12 @@ fn a_destroyed_group_is_remembered_and_late_writes_are_ignored() {
 fn a_batch_that_breaks_a_rule_fails_the_store_and_names_the_rule() {
     let cases: Vec<(&str, Vec<GroupWrite>)> = vec![
         ("gap", vec![append(1, 5, 1, 1, 10)]),
+        (
+            "entry 6 follows entry 4",
+            vec![GroupWrite { entries: vec![entry(1, 4, 1, 10), entry(1, 6, 1, 10)], ..write(1) }],
+        ),
+        ("too large for an index", vec![GroupWrite { compact: Some(meta(u64::MAX, 1)), ..write(1) }]),
+        ("too large for an index", vec![GroupWrite { snapshot: Some(meta(u64::MAX, 1)), ..write(1) }]),
         ("does not exist", vec![append(2, 1, 1, 1, 10)]),
         ("term would go down", vec![GroupWrite { hard_state: hard_state(0), ..write(1) }]),
         ("hard state only", vec![GroupWrite { hard_state: None, ..append(1, 4, 1, 9, 10) }]),

@@ -261,7 +261,7 @@ fn a_flipped_bit_in_sleds_files_is_never_believed() {
     for _ in 0..300 {
         put(&store, model.random_batch(&mut random, 5)).unwrap();
     }
-    until(&store, |stats| stats.checkpoint_entries > 0);
+    until_stats(&store, |stats| stats.checkpoint_entries > 0);
     store.close();
     let cold = dir.path().join("cold");
     let names: Vec<_> = std::fs::read_dir(&cold)

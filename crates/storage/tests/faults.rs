@@ -3,21 +3,13 @@
 mod common;
 
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::*;
 use pontoon_raft_core::types::*;
 use pontoon_storage::disk::Disk;
 use pontoon_storage::disk::memory::MemoryDisk;
 use pontoon_storage::{GroupWrite, LogStore, Options, Space};
-
-fn until(what: &str, mut is: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !is() {
-        assert!(began.elapsed() < Duration::from_secs(20), "waited too long: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
 
 fn store_with_spare(options: Options) -> (MemoryDisk, LogStore) {
     let disk = MemoryDisk::new();

@@ -64,6 +64,7 @@ fn write_seeds() {
         (5, "entry", format::cold_entry(&format::entry(1, 1, 1, b"data"))),
         (6, "tombstone", [&[8, b't'][..], &[0; 7], &[9], &format::sealed(&[1; 24])].concat()),
         (7, "cold", format::cold_tier(pairs)),
+        (8, "segment", unsealed(format::segment(1, 7, 1, &[]))[..36].to_vec()),
     ];
     std::fs::create_dir_all(corpus()).unwrap();
     for (kind, name, bytes) in seeds {
@@ -96,7 +97,7 @@ fn snapshots(out: &mut Vec<u8>) {
 #[test]
 fn no_input_panics_or_takes_memory_that_it_claims() {
     let inputs = inputs();
-    assert!(inputs.len() >= 12, "{} inputs", inputs.len());
+    assert!(inputs.len() >= 13, "{} inputs", inputs.len());
     hostile::exercise(&inputs[0].1);
     let before = memory_max();
     let mut random = Random(1);

@@ -354,6 +354,63 @@ fn a_number_that_claims_too_much_is_refused_before_memory_is_taken() {
     assert!(report.torn_tail.unwrap().reason.contains("longer than its segment"));
 }
 
+/// Numbers from which others are counted, each with good checksums around it: nothing may overflow.
+#[test]
+fn a_number_at_the_end_of_its_range_is_refused() {
+    const MAX: u64 = u64::MAX;
+    let with_marker = |change: &dyn Fn(&mut Marker)| {
+        let mut dir = Dir::good();
+        change(dir.marker.as_mut().unwrap());
+        dir
+    };
+    let changes: [&dyn Fn(&mut Marker); 5] = [
+        &|m| m.start_batch = 0,
+        &|m| m.start_batch = MAX,
+        &|m| m.reached = MAX,
+        &|m| m.checkpoint = MAX,
+        &|m| m.cold_generation = MAX,
+    ];
+    for change in changes {
+        assert_named!(refused(&with_marker(change), &["MARKER"]), OpenError::Damaged { .. });
+    }
+    for id in [0, u64::from(u32::MAX), MAX] {
+        let marked = with_marker(&|m| m.start_segment = id);
+        assert_named!(refused(&marked, &["MARKER", "segment"]), OpenError::Damaged { .. });
+        let mut dir = Dir::good();
+        dir.files = vec![("journal-00000009.seg", format::segment(1, JOURNAL, id, &[]))];
+        assert_named!(refused(&dir, &["journal-00000009.seg", "segment"]), OpenError::Damaged { .. });
+    }
+    // Indexes, in the journal: a log that begins after the last one there is, entries, and what is cut.
+    let snapshot = |flag: u8| {
+        let mut body = [&[0, 1][..], &1u64.to_le_bytes(), &[flag], &MAX.to_le_bytes()].concat();
+        body.extend([0; 16 + 1 + 8]);
+        body
+    };
+    let cut = format::batch(&[Group { id: 1, truncate_from: Some(MAX), ..Group::default() }]);
+    let commit = format::batch(&[Group { id: 1, commit: Some(MAX), ..Group::default() }]);
+    for body in [snapshot(0x04), snapshot(0x40), cut, commit, format::batch(&[more(MAX, &[1])])] {
+        let mut dir = Dir::good();
+        dir.records[1] = format::record(2, 3, &body);
+        let error = refused(&dir, &["journal-00000002.seg", "an index is too large"]);
+        assert_named!(error, OpenError::Damaged { .. });
+    }
+    // And in the cold tier.
+    let meta = (format::cold_key(b'm', &[3]), format::cold_meta(0, (3, None), (MAX, 2), (MAX, 3)));
+    let entry = (format::cold_key(b'e', &[2, MAX]), format::cold_entry(&format::entry(2, MAX, 2, b"cold")));
+    for pair in [meta, entry] {
+        let mut dir = Dir::good();
+        dir.cold.push(pair);
+        assert_named!(refused(&dir, &["COLD", "an index is too large"]), OpenError::Cold { .. });
+    }
+    let mut dir = Dir::good();
+    dir.cold.splice(.., format::cold_base(JOURNAL, MAX));
+    assert_named!(refused(&dir, &["COLD", "number is too large"]), OpenError::Cold { .. });
+    // Names that nobody here would give are nobody's here.
+    let mut dir = Dir::good();
+    dir.files = vec![("journal-ffffffffffffffff.seg", vec![]), ("journal-+0000003.seg", vec![7; 9000])];
+    assert_eq!(open_memory(&dir.disk(), options()).unwrap().1.last_batch, 3);
+}
+
 /// A file without a readable header may be anything, of any length; it counts if it holds records that are needed.
 #[test]
 fn a_segment_whose_header_is_damaged_is_named_by_what_it_holds() {

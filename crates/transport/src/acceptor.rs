@@ -267,7 +267,8 @@ impl Acceptor {
         known.identified = identified;
         known.counters.heard(shared);
         known.name = cut(hello.name);
-        known.advertise = cut(hello.advertise);
+        let advertise = cut(hello.advertise);
+        known.advertise.clone_from(&advertise);
         known.changed = Instant::now();
         known.hellos += 1;
         let counters = Arc::clone(&known.counters);
@@ -277,6 +278,7 @@ impl Acceptor {
         drop(shares);
         // It is evidently alive: lanes that wait to dial it need not wait.
         peer.control.heard(hello.incarnation);
+        shared.inbound.advertised(store, &advertise);
         peer.log.heard(hello.incarnation);
         Ok(Greeted {
             shared: Arc::clone(shared),
@@ -409,7 +411,10 @@ pub(crate) fn check_hello(shared: &Shared, hello: &pb::Hello, lanes: &[Lane]) ->
         return refuse(pb::Refusal::Busy, "shutting down".to_owned());
     }
     if shared.peer(store).is_none() {
-        return Err(unknown(store));
+        return Err(match shared.inbound.removed(store) {
+            Some(reason) => (pb::Refusal::Removed, reason),
+            None => unknown(store),
+        });
     }
     Ok(lane)
 }

@@ -1,6 +1,8 @@
 //! What the transport and its host owe each other: the host's side as traits, and what travels besides Raft messages.
 
 use bytes::Bytes;
+use pontoon_flow::{Admitted, Class};
+use pontoon_raft_core::CommandStatus;
 use pontoon_raft_core::message::Message;
 use pontoon_raft_core::relay::RelayNumber;
 use pontoon_raft_core::types::{Entry, EntryId, GroupId, LogIndex, ReplicaId, StoreId, Term};
@@ -24,9 +26,27 @@ pub struct RelayedProposal {
     pub at: RelayNumber,
     /// This is not the command, which was sent before, but the question what became of it; `data` is empty.
     pub asks: bool,
+    /// What kind of work it is.
+    pub class: Class,
     /// The command.
     pub data: Bytes,
 }
+
+/// What a follower has admitted of its leader's entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The group.
+    pub group: GroupId,
+    /// The follower.
+    pub from: ReplicaId,
+    /// The leader.
+    pub to: ReplicaId,
+    /// How far.
+    pub admitted: Admitted,
+}
+
+/// Bit of [`Inbound::features`]: the store reports what its replicas admit.
+pub const FEATURE_REPORTS: u64 = 1;
 
 /// What became of a [`RelayedProposal`] at the store it was sent to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +97,18 @@ pub enum ProposalOutcome {
     },
 }
 
+impl ProposalOutcome {
+    /// How the command stands by that.
+    pub fn status(&self) -> CommandStatus {
+        match self {
+            Self::Accepted { .. } | Self::InProgress => CommandStatus::InProgress,
+            Self::NotLeader { .. } | Self::NotSent => CommandStatus::NotLeader,
+            Self::Overloaded | Self::NoSpace { .. } => CommandStatus::Overloaded,
+            Self::Failed { .. } => CommandStatus::Shutdown,
+        }
+    }
+}
+
 /// What the host does with what arrives. The transport calls it from its own tasks: nothing here may block, wait (the
 /// exception is named) or panic.
 pub trait Inbound: Send + Sync + 'static {
@@ -87,6 +119,17 @@ pub trait Inbound: Send + Sync + 'static {
     /// Proposals that `from` relays because it believes that this store leads their groups. Each is to be answered by
     /// `Transport::send_proposal_reply`.
     fn proposals(&self, from: StoreId, proposals: Vec<RelayedProposal>);
+
+    /// What replicas on `from` have admitted of what leaders on this store sent them.
+    fn reports(&self, from: StoreId, reports: Vec<Report>) {
+        let _ = (from, reports);
+    }
+
+    /// The optional abilities of `store`, as it tells them whenever the control lane to it opens: before
+    /// [`Inbound::link_up`]. Bits of [`FEATURE_REPORTS`] and others that this version does not know.
+    fn features(&self, store: StoreId, features: u64) {
+        let _ = (store, features);
+    }
 
     /// Answers to relayed proposals. `from` is the store they had been sent to, also for
     /// [`ProposalOutcome::NotSent`].
@@ -145,6 +188,23 @@ pub trait Inbound: Send + Sync + 'static {
     /// it.
     fn reached(&self, from: StoreId, batch: u64) {
         let _ = (from, batch);
+    }
+
+    /// Why `store`, which is no peer, is none any more and will never be one again; `None` if it never was one, as far as is
+    /// known.
+    fn removed(&self, store: StoreId) -> Option<String> {
+        let _ = store;
+        None
+    }
+
+    /// A process of `from` that was met says where it wants to be dialled; it may say anything.
+    fn advertised(&self, from: StoreId, address: &str) {
+        let _ = (from, address);
+    }
+
+    /// `by` says that this store was removed from the cluster. The transport has shut itself down.
+    fn removed_by(&self, by: StoreId, reason: String) {
+        let _ = (by, reason);
     }
 
     /// `by` refuses this store for good, and says why. The transport has shut itself down: this process must not go on.

@@ -148,6 +148,10 @@ impl Builder {
                 self.frame.proposal_replies.push(wire::reply_to_wire(reply));
                 self.count(MESSAGE_BYTES);
             }
+            Item::Report(report) => {
+                self.frame.admitted.push(wire::report_to_wire(report));
+                self.count(MESSAGE_BYTES);
+            }
         }
         None
     }

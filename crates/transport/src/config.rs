@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use pontoon_raft_core::types::StoreId;
+use pontoon_tls::ClientTls;
 
 use crate::identity::Identity;
 
@@ -22,6 +23,9 @@ pub struct TransportConfig {
     /// The election timer in milliseconds, from which the probe interval is derived until
     /// `Transport::set_election_timer` says otherwise. Default 1000.
     pub election_timer_ms: u64,
+    /// With it, links are dialled with TLS: this store shows its certificate and trusts only stores of the authority. Default:
+    /// plaintext. The peer listener has to be made to fit (`pontoon_tls::accept`).
+    pub tls: Option<ClientTls>,
     /// The limits.
     pub limits: Limits,
 }
@@ -36,6 +40,7 @@ impl TransportConfig {
             advertise: String::new(),
             identity: None,
             election_timer_ms: 1000,
+            tls: None,
             limits: Limits::default(),
         }
     }

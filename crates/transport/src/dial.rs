@@ -7,11 +7,14 @@ use hyper_util::rt::TokioIo;
 use pontoon_proto::peer::v1 as pb;
 use pontoon_proto::peer::v1::peer_client::PeerClient;
 use pontoon_raft_core::types::StoreId;
+use pontoon_tls::{ClientTls, ConnectError};
 use tokio::net::TcpStream;
+use tokio_util::either::Either;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
 use crate::batch::FrameStream;
+use crate::config::TransportConfig;
 use crate::identity::Claim;
 use crate::io::{KillOnDrop, PeerSocket};
 use crate::status::LinkErrorKind;
@@ -38,6 +41,8 @@ pub(crate) enum DialError {
     Connect { address: String, source: io::Error },
     #[error("{0:?} is not a host and port")]
     Address(String),
+    #[error(transparent)]
+    Tls(#[from] ConnectError),
     #[error("no HTTP/2 connection: {0}")]
     Channel(#[from] tonic::transport::Error),
     #[error("the stream failed: {}", .0.message())]
@@ -49,6 +54,9 @@ pub(crate) enum DialError {
     /// The peer knows that this store's data directory must not act any more.
     #[error("the peer refused this store for good: {reason}")]
     Fenced { reason: String },
+    /// The peer's cluster has removed this store.
+    #[error("the peer says that this store is no member any more: {reason}")]
+    Removed { reason: String },
     /// Whoever answered is not taken for the store that is meant.
     #[error("not taken for store {store}: {reason}")]
     NotAdmitted { store: StoreId, reason: String },
@@ -65,9 +73,10 @@ impl DialError {
         match self {
             Self::ConnectionRefused { .. } => LinkErrorKind::Refused,
             Self::Connect { .. } | Self::Address(_) => LinkErrorKind::Unreachable,
-            Self::Channel(_) | Self::Stream(_) | Self::NoAnswer => LinkErrorKind::Broken,
+            Self::Tls(_) | Self::Channel(_) | Self::Stream(_) | Self::NoAnswer => LinkErrorKind::Broken,
             Self::Refused { .. }
             | Self::Fenced { .. }
+            | Self::Removed { .. }
             | Self::NotAdmitted { .. }
             | Self::OtherStore { .. } => LinkErrorKind::Rejected,
             Self::TimedOut(_) => LinkErrorKind::TimedOut,
@@ -81,6 +90,8 @@ pub(crate) struct Session {
     pub(crate) replies: Streaming<pb::LaneReply>,
     pub(crate) name: String,
     pub(crate) incarnation: u64,
+    /// Its optional abilities.
+    pub(crate) features: u64,
     /// What the peer says of its data directory.
     pub(crate) claim: Option<Claim>,
     _client: PeerClient<Channel>,
@@ -92,6 +103,7 @@ pub(crate) struct Session {
 /// `keep_alive` is how long a silence is bearable where nothing above watches the connection; lanes have probes.
 pub(crate) async fn connect(
     address: &str,
+    tls: Option<&ClientTls>,
     message_bytes_max: usize,
     keep_alive: Option<Duration>,
 ) -> Result<(PeerClient<Channel>, KillOnDrop), DialError> {
@@ -110,6 +122,12 @@ pub(crate) async fn connect(
     }
     tcp.set_nodelay(true).map_err(|source| DialError::Connect { address: address.to_owned(), source })?;
     let (socket, kill) = PeerSocket::new(tcp);
+    let socket = match tls {
+        None => Either::Left(socket),
+        Some(tls) => {
+            Either::Right(tls.connect(host.rsplit_once(':').map_or(host, |(host, _)| host), socket).await?)
+        }
+    };
     let mut socket = Some(TokioIo::new(socket));
     let connector = tower::service_fn(move |_| {
         // A channel reconnects by itself when it can; this one cannot.
@@ -133,17 +151,20 @@ pub(crate) async fn connect(
 /// Opens a lane and waits for the answer to the hello, which `frames` holds.
 pub(crate) async fn open_lane(
     address: String,
-    cluster: u64,
+    config: &TransportConfig,
     expected: StoreId,
-    message_bytes_max: usize,
     frames: FrameStream,
 ) -> Result<Session, DialError> {
-    let (mut client, kill) = connect(&address, message_bytes_max, None).await?;
+    let (mut client, kill) =
+        connect(&address, config.tls.as_ref(), config.limits.message_bytes_max, None).await?;
     let mut replies = client.lane(frames).await?.into_inner();
     let ack = replies.message().await?.and_then(|r| r.hello_ack).ok_or(DialError::NoAnswer)?;
-    let expected_one = ack.cluster == cluster && ack.store == expected.0;
+    let expected_one = ack.cluster == config.cluster && ack.store == expected.0;
     if ack.refusal() == pb::Refusal::Fenced && expected_one {
         return Err(DialError::Fenced { reason: cut(ack.reason) });
+    }
+    if ack.refusal() == pb::Refusal::Removed && expected_one {
+        return Err(DialError::Removed { reason: cut(ack.reason) });
     }
     // The number, not its name: a reason of a later version is a refusal too.
     if ack.refusal != 0 || ack.protocol_version != PROTOCOL_VERSION {
@@ -159,6 +180,7 @@ pub(crate) async fn open_lane(
         replies,
         name: cut(ack.name),
         incarnation: ack.incarnation,
+        features: ack.features,
         claim: Claim::from_wire(ack.lineage, ack.incarnation),
         _client: client,
         _kill: kill,

@@ -335,9 +335,7 @@ impl Driver {
         let address = lock(&self.lane.told).address.clone();
         let (shared, store) = (Arc::clone(&self.shared), self.lane.store);
         self.attempt = Some(Box::pin(async move {
-            let config = &shared.config;
-            let bytes_max = config.limits.message_bytes_max;
-            let session = dial::open_lane(address, config.cluster, store, bytes_max, frames).await?;
+            let session = dial::open_lane(address, &shared.config, store, frames).await?;
             let not_admitted = |reason| DialError::NotAdmitted { store, reason };
             Acceptor::alone(&shared, store, session.claim).map_err(|(_, reason)| not_admitted(reason))?;
             let met = shared.meet(store, session.claim).await;
@@ -356,19 +354,22 @@ impl Driver {
                 self.lane.queue.opened();
                 self.session_started = Instant::now();
                 self.refusal_matters = false;
-                let name = session.name.clone();
+                let (name, features) = (session.name.clone(), session.features);
                 self.session = Some(session);
                 self.tell(|told| told.name = name);
                 tracing::debug!(store = %self.lane.store, lane = %self.lane.lane, "link up");
                 if self.lane.lane == Lane::Control {
+                    self.shared.inbound.features(self.lane.store, features);
                     self.shared.inbound.link_up(self.lane.store);
                 }
             }
             Err(error) => {
                 self.machine.connect_failed(now);
                 // Before the status tells of the attempt: whoever waits for its end must find the links shut down.
-                if let DialError::Fenced { reason } = &error {
-                    self.shared.fence(self.lane.store, reason.clone());
+                match &error {
+                    DialError::Fenced { reason } => self.shared.fence(self.lane.store, reason.clone(), false),
+                    DialError::Removed { reason } => self.shared.fence(self.lane.store, reason.clone(), true),
+                    _ => {}
                 }
                 self.attempt_failed(&error);
             }

@@ -150,7 +150,9 @@ mod transport;
 mod wire;
 
 pub use acceptor::{PeerService, incoming, server_builder};
-pub use api::{EntrySource, Inbound, ProposalOutcome, ProposalReply, RelayedProposal};
+pub use api::{
+    EntrySource, FEATURE_REPORTS, Inbound, ProposalOutcome, ProposalReply, RelayedProposal, Report,
+};
 pub use config::{Limits, TransportConfig};
 pub use error::{NotQueued, QueueFull, Refused, Unwelcome, WireError};
 pub use identity::{Claim, Identity};

@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use crate::acceptor::{Acceptor, Greeted, welcome};
-use crate::api::{ProposalOutcome, ProposalReply, RelayedProposal};
+use crate::api::{FEATURE_REPORTS, ProposalOutcome, ProposalReply, RelayedProposal};
 use crate::codec::Incoming;
 use crate::dial::PROTOCOL_VERSION;
 use crate::receive_budget::{MESSAGE_CHARGE_BYTES, ReceivePermit};
@@ -93,7 +93,7 @@ async fn hello(
         cluster: shared.config.cluster,
         store: shared.config.store.0,
         name: shared.config.name.clone(),
-        features: 0,
+        features: FEATURE_REPORTS,
         incarnation: shared.incarnation,
         lineage: shared.lineage(),
     };
@@ -201,7 +201,8 @@ impl Reader {
                 return Ok(None);
             }
         };
-        let messages = frame.messages.len() + frame.proposals.len() + frame.replies.len();
+        let messages =
+            frame.messages.len() + frame.proposals.len() + frame.replies.len() + frame.reports.len();
         counters.messages.fetch_add(messages as u64, Ordering::Relaxed);
         self.pong = frame.ping.or(self.pong);
         Ok(Some(frame))
@@ -221,10 +222,13 @@ impl Reader {
 }
 
 fn deliver(shared: &Arc<Shared>, greeted: &Greeted, frame: Frame) {
-    let Frame { mut messages, proposals, replies, reached, ping: _ } = frame;
+    let Frame { mut messages, proposals, replies, reports, reached, ping: _ } = frame;
     // Before, it is not settled that the process is the store.
     if reached > 0 && greeted.admitted {
         shared.inbound.reached(greeted.store, reached);
+    }
+    if !reports.is_empty() && greeted.admitted {
+        shared.inbound.reports(greeted.store, reports);
     }
     if !replies.is_empty() {
         shared.inbound.proposal_replies(greeted.store, replies);

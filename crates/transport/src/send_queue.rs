@@ -17,7 +17,7 @@ use pontoon_raft_core::message::{Body, Entries, Message};
 use pontoon_raft_core::types::{EntryId, GroupId, Term};
 use tokio::sync::Notify;
 
-use crate::api::{ProposalReply, RelayedProposal};
+use crate::api::{ProposalReply, RelayedProposal, Report};
 use crate::error::NotQueued;
 use in_flight::InFlight;
 
@@ -47,6 +47,7 @@ pub(crate) enum Item {
     Raft(GroupId, Message),
     Proposal(RelayedProposal),
     Reply(ProposalReply),
+    Report(Report),
 }
 
 impl Item {
@@ -64,7 +65,7 @@ impl Item {
                     _ => 0,
                 },
                 Self::Proposal(proposal) => proposal.data.len(),
-                Self::Reply(_) => 0,
+                Self::Reply(_) | Self::Report(_) => 0,
             }
     }
 }
@@ -316,8 +317,9 @@ impl SendQueue {
                 // A question that is lost says nothing of what it asks about.
                 Item::Proposal(p) if p.asks => {}
                 Item::Proposal(p) => inner.events.not_sent.push((p.group, p.id, p.term, p.at.number)),
-                // Its proposer waits for the commit or its own deadline, as for any reply lost on the way.
-                Item::Reply(_) => {}
+                // Its proposer waits for the commit or its own deadline, as for any reply lost on the way. A report is
+                // told again when the leader asks.
+                Item::Reply(_) | Item::Report(_) => {}
             }
         }
         let underway = std::mem::take(&mut inner.older);
@@ -435,7 +437,7 @@ impl SendQueue {
                     Item::Raft(group, _) => inner.lose(group),
                     Item::Proposal(p) if p.asks => {}
                     Item::Proposal(p) => inner.events.not_sent.push((p.group, p.id, p.term, p.at.number)),
-                    Item::Reply(_) => {}
+                    Item::Reply(_) | Item::Report(_) => {}
                 }
             }
             for group in sent.appends.drain(..).chain(sent.lost.drain(..)) {

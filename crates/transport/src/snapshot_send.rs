@@ -190,7 +190,11 @@ async fn segment(
     let stall = shared.config.limits.snapshot_stall;
     if connection.is_none() {
         let address = peer.address.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let dialled = timeout(DIAL_PATIENCE, dial::connect(&address, FRAME_BYTES_MAX, Some(stall))).await;
+        let dialled = timeout(
+            DIAL_PATIENCE,
+            dial::connect(&address, shared.config.tls.as_ref(), FRAME_BYTES_MAX, Some(stall)),
+        )
+        .await;
         *connection = Some(dialled.map_err(|_| DialError::TimedOut(DIAL_PATIENCE))??);
     }
     let Some((client, _)) = connection else { return Err(SendError::Stopped) };

@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::acceptor::{Acceptor, PeerService};
-use crate::api::{EntrySource, Inbound, ProposalReply, RelayedProposal};
+use crate::api::{EntrySource, FEATURE_REPORTS, Inbound, ProposalReply, RelayedProposal, Report};
 use crate::config::TransportConfig;
 use crate::dial::PROTOCOL_VERSION;
 use crate::error::{NotQueued, QueueFull, Unwelcome};
@@ -97,7 +97,7 @@ impl Shared {
             to_store: to.0,
             name: self.config.name.clone(),
             lane: lane.into(),
-            features: 0,
+            features: FEATURE_REPORTS,
             incarnation: self.incarnation,
             advertise: self.config.advertise.clone(),
             lineage: self.lineage(),
@@ -134,11 +134,17 @@ impl Shared {
             .unwrap_or_else(|_| Err(Unwelcome { final_: false, reason: "the store is stopping".to_owned() }))
     }
 
-    /// `by` has refused this store for good: nothing more is sent or taken.
-    pub(crate) fn fence(&self, by: StoreId, reason: String) {
-        if !self.fenced.swap(true, Ordering::AcqRel) {
+    /// `by` has refused this store for good, or says that it was `removed`: nothing more is sent or taken.
+    pub(crate) fn fence(&self, by: StoreId, reason: String, removed: bool) {
+        if self.fenced.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.stop.cancel();
+        if removed {
+            tracing::info!(%by, reason, "this store is no member any more: its links are shut down");
+            self.inbound.removed_by(by, reason);
+        } else {
             tracing::error!(%by, reason, "this store is refused for good: its links are shut down");
-            self.stop.cancel();
             self.inbound.fenced(by, reason);
         }
     }
@@ -280,6 +286,14 @@ impl Transport {
         }
     }
 
+    /// Tells the leaders on `to` what followers on this store have admitted, on the control lane. What is lost is not reported:
+    /// a later report says more.
+    pub fn send_reports(&self, to: StoreId, reports: impl IntoIterator<Item = Report>) {
+        if let Some(peer) = self.shared.peer(to) {
+            let _ = peer.control.queue.push(reports.into_iter().map(Item::Report));
+        }
+    }
+
     /// Streams a snapshot on a connection of its own. However it ends, [`Inbound::snapshot_sent`] says so once.
     /// `message` is the `InstallSnapshot` that the receiver gets when the image is staged. One snapshot at a time
     /// goes to each store; another one is refused, and so told as not sent.
@@ -328,6 +342,13 @@ impl Transport {
     pub fn set_backlog_threshold(&self, messages: usize, bytes: usize) {
         self.shared.queue_limits.messages.store(messages.max(1), Ordering::Relaxed);
         self.shared.queue_limits.bytes.store(bytes.max(1), Ordering::Relaxed);
+    }
+
+    /// The limits of every send queue: messages, and bytes.
+    #[must_use]
+    pub fn backlog_threshold(&self) -> (usize, usize) {
+        let limits = &self.shared.queue_limits;
+        (limits.messages.load(Ordering::Relaxed), limits.bytes.load(Ordering::Relaxed))
     }
 
     /// Ends all tasks and streams, so that a server that serves [`Self::peer_service`] can end too. What is queued

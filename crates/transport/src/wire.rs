@@ -10,6 +10,7 @@ mod scan;
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use pontoon_flow::{Admitted, Class, PerClass};
 use pontoon_proto::peer::v1 as pb;
 use pontoon_raft_core::message::{
     AppendEntries, AppendReply, Body, Entries, Heartbeat, Message, VoteRequest,
@@ -21,7 +22,7 @@ use pontoon_raft_core::types::{
 };
 use prost::Message as _;
 
-use crate::api::{ProposalOutcome, ProposalReply, RelayedProposal};
+use crate::api::{ProposalOutcome, ProposalReply, RelayedProposal, Report};
 use crate::error::WireError;
 
 /// No honest index, term or round gets there (a million a second for 146,000 years), and sums stay below `u64::MAX`.
@@ -49,6 +50,7 @@ pub(crate) struct Frame {
     pub(crate) messages: Vec<(GroupId, Message)>,
     pub(crate) proposals: Vec<RelayedProposal>,
     pub(crate) replies: Vec<ProposalReply>,
+    pub(crate) reports: Vec<Report>,
 }
 
 // ---- Outwards.
@@ -149,6 +151,18 @@ pub(crate) fn proposal_to_wire(p: RelayedProposal) -> pb::RelayedProposal {
         number: p.at.number,
         floor: p.at.floor,
         asks: p.asks,
+        elastic: p.class == Class::Elastic,
+    }
+}
+
+pub(crate) fn report_to_wire(r: Report) -> pb::Admitted {
+    pb::Admitted {
+        group: r.group.0,
+        from_number: r.from.number,
+        to_number: r.to.number,
+        term: r.admitted.term.0,
+        regular: r.admitted.upto.regular.0,
+        elastic: r.admitted.upto.elastic.0,
     }
 }
 
@@ -217,12 +231,14 @@ pub(crate) fn check(frame: pb::LaneFrame, ends: Ends, bytes: usize) -> Result<Fr
     }
     let proposals = frame.proposals.into_iter().map(|p| proposal_from_wire(p, keep));
     let replies = frame.proposal_replies.into_iter().map(reply_from_wire);
+    let reports = frame.admitted.into_iter().map(|report| report_from_wire(&report, ends));
     Ok(Frame {
         ping: frame.ping,
         reached,
         messages,
         proposals: proposals.collect::<Result<_, _>>()?,
         replies: replies.collect::<Result<_, _>>()?,
+        reports: reports.collect::<Result<_, _>>()?,
     })
 }
 
@@ -403,7 +419,29 @@ fn proposal_from_wire(p: pb::RelayedProposal, keep: Keep) -> Result<RelayedPropo
         number: number("an attempt's number", p.number)?,
         floor: number("an attempt's floor", p.floor)?,
     };
-    Ok(RelayedProposal { group: GroupId(p.group), term, id, at, asks: p.asks, data: keep.data(p.data) })
+    let class = if p.elastic { Class::Elastic } else { Class::Regular };
+    Ok(RelayedProposal {
+        group: GroupId(p.group),
+        term,
+        id,
+        at,
+        asks: p.asks,
+        class,
+        data: keep.data(p.data),
+    })
+}
+
+fn report_from_wire(r: &pb::Admitted, ends: Ends) -> Result<Report, WireError> {
+    let upto = PerClass {
+        regular: LogIndex(number("an admitted index", r.regular)?),
+        elastic: LogIndex(number("an admitted index", r.elastic)?),
+    };
+    Ok(Report {
+        group: GroupId(r.group),
+        from: ReplicaId { store: ends.from, number: r.from_number },
+        to: ReplicaId { store: ends.to, number: r.to_number },
+        admitted: Admitted { term: Term(number("a term", r.term)?), upto },
+    })
 }
 
 fn reply_from_wire(r: pb::ProposalReply) -> Result<ProposalReply, WireError> {

@@ -323,6 +323,31 @@ impl Admin for Service {
         absent()
     }
 
+    async fn leave(&self, _: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
+        absent()
+    }
+
+    async fn kick_store(
+        &self,
+        _: Request<v1::KickStoreRequest>,
+    ) -> Result<Response<v1::KickStoreResponse>, Status> {
+        absent()
+    }
+
+    async fn list_moves(
+        &self,
+        _: Request<v1::ListMovesRequest>,
+    ) -> Result<Response<v1::ListMovesResponse>, Status> {
+        absent()
+    }
+
+    async fn set_backlog_threshold(
+        &self,
+        _: Request<v1::SetBacklogThresholdRequest>,
+    ) -> Result<Response<v1::SetBacklogThresholdResponse>, Status> {
+        absent()
+    }
+
     async fn list_keyspaces(
         &self,
         _: Request<v1::ListKeyspacesRequest>,

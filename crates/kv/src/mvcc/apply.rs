@@ -10,23 +10,26 @@ use pontoon_node::state_machine::{
     Committed as Entry, MachineError, SnapshotReader, SnapshotSink, StateMachine,
 };
 use pontoon_proto::etcdserverpb::{
-    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest,
-    LeaseGrantResponse, LeaseRevokeResponse, PutRequest, PutResponse, ResponseHeader,
+    AlarmResponse, AlarmType, AuthDisableResponse, CompactionRequest, CompactionResponse, DeleteRangeRequest,
+    DeleteRangeResponse, LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeResponse, PutRequest, PutResponse,
+    ResponseHeader,
 };
 use pontoon_raft_core::types::{GroupId, LogIndex};
 
+use crate::auth::{self, Caller};
 use crate::background::Job;
 use crate::check::check_key_len;
-use crate::command::{Command, encode_reply};
+use crate::command::{Command, encode_reply, split_caller};
 use crate::engine::{Engine, machine_error};
 use crate::error::{EtcdError, Fault, StoreError};
-use crate::mvcc::image::{ImageReader, ImageSink};
+use crate::mvcc::compaction;
+use crate::mvcc::image::ImageSink;
 use crate::mvcc::once::Verdict;
 use crate::mvcc::records::KeyRange;
 use crate::mvcc::slot::{self, SlotMeta, SlotState};
 use crate::mvcc::state::Keyspace;
 use crate::mvcc::writer::Writer;
-use crate::mvcc::{range, txn};
+use crate::mvcc::{range, restore, txn};
 use crate::write_id::WriteId;
 
 /// An etcd keyspace as a state machine. The apply worker owns it; everybody else reads through [`Keyspace`].
@@ -39,11 +42,16 @@ pub struct KeyspaceMachine {
     compacted: bool,
     /// What became of leases in this batch.
     lease_changes: Vec<LeaseChange>,
+    /// A restore has ended in this batch: there are leases that nobody has granted here.
+    restored: bool,
     /// An engine failure left a batch half done in memory: nothing may be applied any more.
     broken: bool,
     /// The image that is being received, if any.
     staging: Option<crate::mvcc::image::StagingFlag>,
 }
+
+/// The most leases of a keyspace: each takes some hundred bytes of memory. Part of the replicated state's rules.
+pub(crate) const LEASES_MAX: u64 = 256 * 1024;
 
 /// What the lessor has to hear of, once it is committed.
 enum LeaseChange {
@@ -64,6 +72,12 @@ pub(crate) fn header(revision: i64) -> Option<ResponseHeader> {
     Some(ResponseHeader { revision, ..Default::default() })
 }
 
+impl Drop for KeyspaceMachine {
+    fn drop(&mut self) {
+        self.shared.end();
+    }
+}
+
 impl KeyspaceMachine {
     pub(crate) fn open(engine: &Engine, group: GroupId) -> Result<Self, StoreError> {
         let tables = engine.tables();
@@ -80,18 +94,22 @@ impl KeyspaceMachine {
             }
         };
         let writer = Writer::open(tables.clone(), slot, meta)?;
-        let shared = Arc::new(Keyspace::new(engine.clone(), slot, &writer.meta, writer.once.floor()));
-        let machine = Self {
+        let freed = compaction::cursor(&tables.db.snapshot(), tables, slot)?.freed_bytes;
+        let shared = Keyspace::new(engine.clone(), slot, &writer.meta, writer.once.floor(), freed);
+        let mut machine = Self {
             engine: engine.clone(),
-            shared,
+            shared: Arc::new(shared),
             writer,
             replies: BytesMut::new(),
             compacted: false,
             lease_changes: Vec::new(),
+            restored: false,
             broken: false,
             staging: None,
         };
         machine.load_leases()?;
+        machine.publish();
+        machine.engine.note_open(&machine.shared);
         machine.compact_in_background();
         Ok(machine)
     }
@@ -155,7 +173,10 @@ impl KeyspaceMachine {
             drop(leases);
             self.engine.note_leased(&self.shared);
         }
-        self.shared.publish(&self.writer.meta, self.writer.once.floor());
+        if std::mem::take(&mut self.restored) {
+            self.load_leases()?;
+        }
+        self.publish();
         if let Some(forgotten) = self.writer.once.take_forgotten() {
             self.engine.submit(Job::Forget(forgotten));
         }
@@ -163,6 +184,12 @@ impl KeyspaceMachine {
             self.compact_in_background();
         }
         Ok(())
+    }
+
+    /// Readers see what is committed.
+    fn publish(&mut self) {
+        let control = self.writer.take_changed_control();
+        self.shared.publish(&self.writer.meta, self.writer.once.floor(), control);
     }
 
     /// The leases of a state that was opened or received.
@@ -199,11 +226,15 @@ impl KeyspaceMachine {
     }
 
     fn execute(&mut self, command: &Bytes, entry: &Entry, wants_reply: bool) -> Result<Bytes, StoreError> {
-        let command = match Command::decode(command) {
-            Ok(command) => command,
+        let whose = split_caller(command).and_then(|(caller, c)| Ok((caller, Command::decode(&c)?)));
+        let (caller, command) = match whose {
+            Ok(both) => both,
             Err(e) => return Ok(self.reply(wants_reply, &Err::<PutResponse, _>(e))),
         };
         self.writer.wants_reply = wants_reply;
+        if let Err(e) = settle(self.judge(&caller, &command))? {
+            return Ok(self.reply(wants_reply, &Err::<PutResponse, _>(e)));
+        }
         let reply = match command {
             Command::Put(r) => {
                 let result = settle(put(&mut self.writer, &r))?;
@@ -238,9 +269,75 @@ impl KeyspaceMachine {
                     if term == entry.term.0 { self.end_lease(id)? } else { Err(EtcdError::NotLeader) };
                 self.reply(wants_reply, &result)
             }
+            Command::Alarm(r) => {
+                let result = self.writer.control_mut().change_alarm(&r).map(|(member, writes)| {
+                    self.writer.write_control(writes);
+                    let alarms = member.into_iter().collect();
+                    AlarmResponse { header: header(self.writer.revision()), alarms }
+                });
+                self.reply(wants_reply, &result)
+            }
+            Command::Quota { over, member } => {
+                let writes = self.writer.control_mut().change_quota(over, member);
+                self.writer.write_control(writes);
+                self.reply_done(wants_reply)
+            }
+            Command::AutoCompact { revision } => {
+                // Somebody may have compacted further meanwhile.
+                let _ = self.compact(&CompactionRequest { revision, physical: false });
+                self.reply_done(wants_reply)
+            }
+            Command::Auth(change) => {
+                let result = self.writer.control_mut().change_auth(&change).map(|writes| {
+                    self.writer.write_control(writes);
+                    AuthDisableResponse { header: header(self.writer.revision()) }
+                });
+                self.reply(wants_reply, &result)
+            }
+            Command::Restore(step) => match settle(restore::execute(&mut self.writer, &step))? {
+                Ok(complete) => {
+                    self.restored |= complete;
+                    self.compacted |= complete;
+                    self.reply_done(wants_reply)
+                }
+                Err(e) => self.reply(wants_reply, &Err::<PutResponse, _>(e)),
+            },
         };
         self.writer.end_of_command();
         Ok(reply)
+    }
+
+    /// Whether the state of the keyspace lets a caller do this at all.
+    fn judge(&mut self, caller: &Caller, command: &Command) -> Result<(), Fault> {
+        let control = Arc::clone(&self.writer.control);
+        if control.restore().is_some() && !matches!(command, Command::Restore(_)) {
+            return Err(EtcdError::Restoring.into());
+        }
+        let writer = &mut self.writer;
+        auth::judge_command(&control.auth, caller, command, &mut |lease| writer.attached_now(lease))?;
+        let needs_space = match command {
+            Command::Put(_) | Command::LeaseGrant(_) => true,
+            Command::Txn(r) => txn::puts(r),
+            _ => false,
+        };
+        if needs_space && control.has_alarm(AlarmType::Nospace) {
+            return Err(EtcdError::NoSpace.into());
+        }
+        let touches_data = needs_space
+            || matches!(
+                command,
+                Command::DeleteRange(_) | Command::Txn(_) | Command::Compact(_) | Command::LeaseRevoke(_)
+            );
+        if touches_data && control.has_alarm(AlarmType::Corrupt) {
+            return Err(EtcdError::Corrupt.into());
+        }
+        Ok(())
+    }
+
+    /// The answer to a command that has nothing to say.
+    fn reply_done(&mut self, wanted: bool) -> Bytes {
+        let done = AuthDisableResponse { header: header(self.writer.revision()) };
+        self.reply(wanted, &Ok::<_, EtcdError>(done))
     }
 
     fn reply(&mut self, wanted: bool, result: &Result<impl prost::Message, EtcdError>) -> Bytes {
@@ -331,10 +428,10 @@ impl KeyspaceMachine {
         tables.persist()?;
         self.staging = None;
         self.writer = Writer::open(tables.clone(), slot, meta)?;
-        self.shared.physical.slot.store(slot, Ordering::Release);
-        self.shared.physical.wanted.store(self.writer.meta.compact_revision, Ordering::Release);
+        let freed = compaction::cursor(&tables.db.snapshot(), tables, slot)?.freed_bytes;
+        self.shared.physical.moved(slot, self.writer.meta.compact_revision, freed);
         self.load_leases()?;
-        self.shared.publish(&self.writer.meta, self.writer.once.floor());
+        self.publish();
         self.compact_in_background();
         for slot in outdated {
             self.engine.submit(Job::Clear { slot });
@@ -370,7 +467,7 @@ impl StateMachine for KeyspaceMachine {
 
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotReader>, MachineError> {
         self.usable()?;
-        let reader = ImageReader::new(&self.engine, self.writer.slot);
+        let reader = self.shared.image();
         Ok(Box::new(reader.map_err(|e| machine_error(self.writer.meta.group, e))?))
     }
 
@@ -468,6 +565,9 @@ fn lease_grant(w: &mut Writer, r: &LeaseGrantRequest) -> Result<LeaseGrantRespon
     w.commit()?;
     if r.id == 0 || w.lease_exists(r.id)? {
         return Err(EtcdError::LeaseExists.into());
+    }
+    if w.lease_count() >= LEASES_MAX {
+        return Err(EtcdError::TooManyLeases.into());
     }
     w.grant(r.id, r.ttl);
     w.commit_soon = true;

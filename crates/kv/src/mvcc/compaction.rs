@@ -5,6 +5,7 @@
 
 use std::ops::Bound;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use fjall::Readable;
 use tokio::sync::watch;
@@ -25,15 +26,38 @@ pub(crate) struct Physical {
     /// The revision up to which old versions are gone.
     done: watch::Sender<i64>,
     awaited: AtomicUsize,
+    /// A slot, and the bytes of the versions that were removed from it.
+    freed: Mutex<(u64, u64)>,
 }
 
 impl Physical {
-    pub(crate) fn new(slot: u64, wanted: i64) -> Self {
+    pub(crate) fn new(slot: u64, wanted: i64, freed_bytes: u64) -> Self {
         Self {
+            freed: Mutex::new((slot, freed_bytes)),
             slot: AtomicU64::new(slot),
             wanted: AtomicI64::new(wanted),
             done: watch::Sender::new(i64::MIN),
             awaited: AtomicUsize::new(0),
+        }
+    }
+
+    /// Another slot is live.
+    pub(crate) fn moved(&self, slot: u64, wanted: i64, freed_bytes: u64) {
+        *self.freed.lock().unwrap_or_else(PoisonError::into_inner) = (slot, freed_bytes);
+        self.slot.store(slot, Ordering::Release);
+        self.wanted.store(wanted, Ordering::Release);
+    }
+
+    /// Bytes of the versions that were removed from the live slot.
+    pub(crate) fn freed_bytes(&self) -> u64 {
+        self.freed.lock().unwrap_or_else(PoisonError::into_inner).1
+    }
+
+    /// A step has come so far in a slot, which may not be the live one any more.
+    fn note_freed(&self, slot: u64, bytes: u64) {
+        let mut freed = self.freed.lock().unwrap_or_else(PoisonError::into_inner);
+        if freed.0 == slot {
+            freed.1 = bytes;
         }
     }
 
@@ -119,6 +143,7 @@ pub(crate) fn step(tables: &Tables, physical: &Physical, records_max: usize) -> 
         }
         batch.insert(&tables.meta, slot::cursor_key(slot), cursor.encode());
         batch.commit()?;
+        physical.note_freed(slot, cursor.freed_bytes);
     }
     if !more {
         physical.done.send_if_modified(|done| {

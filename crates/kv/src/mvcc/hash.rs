@@ -81,6 +81,10 @@ pub(crate) fn everything(picture: &Picture<'_>) -> Result<u64, StoreError> {
         let (key, value) = record?;
         hash = hash_bytes(hash_bytes(hash, &key), &value);
     }
+    for guard in picture.snapshot.prefix(&picture.tables.control, keys::slot_prefix(picture.slot)) {
+        let (key, value) = guard.into_inner()?;
+        hash = hash_bytes(hash_bytes(hash, keys::after_slot(&key)), &value);
+    }
     Ok(hash)
 }
 

@@ -267,7 +267,7 @@ impl Model {
                 };
                 format!("{result:?}")
             }
-            Command::LeaseGrant(_) | Command::LeaseRevoke(_) | Command::LeaseExpire { .. } => unreachable!(),
+            _ => unreachable!(),
         };
         self.finish();
         said
@@ -280,7 +280,7 @@ fn said(command: &Command, reply: Bytes) -> String {
         Command::DeleteRange(_) => format!("{:?}", decode_reply::<DeleteRangeResponse>(reply).unwrap()),
         Command::Txn(_) => format!("{:?}", decode_reply::<TxnResponse>(reply).unwrap()),
         Command::Compact(_) => format!("{:?}", decode_reply::<CompactionResponse>(reply).unwrap()),
-        Command::LeaseGrant(_) | Command::LeaseRevoke(_) | Command::LeaseExpire { .. } => unreachable!(),
+        _ => unreachable!(),
     }
 }
 

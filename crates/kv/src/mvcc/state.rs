@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
 use fjall::{Readable as _, Snapshot};
-use pontoon_proto::etcdserverpb::{RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse};
+use pontoon_proto::etcdserverpb::{
+    AlarmType, RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse,
+};
 use pontoon_raft_core::types::{GroupId, LogIndex, Term};
 use tokio::sync::watch;
 
@@ -14,6 +16,9 @@ use crate::engine::{Engine, Tables};
 use crate::error::{EtcdError, Fault, StoreError};
 use crate::leases::Leases;
 use crate::mvcc::compaction::{self, Physical};
+use crate::mvcc::control::Control;
+use crate::mvcc::hub::Hub;
+use crate::mvcc::image::ImageReader;
 use crate::mvcc::range::{self, Ranged};
 use crate::mvcc::slot::{self, SlotMeta, SlotState};
 use crate::mvcc::view::{Committed, Now, Past};
@@ -29,8 +34,14 @@ pub struct Keyspace {
     term: AtomicU64,
     /// Names of writes from before this entry are refused.
     floor: AtomicU64,
+    /// Bytes of all versions ever written to the live slot.
+    written_bytes: AtomicU64,
     revision: watch::Sender<i64>,
     leases: Mutex<Leases>,
+    control: RwLock<Arc<Control>>,
+    /// Those who watch it and have heard of everything.
+    pub(crate) hub: Hub,
+    ended: watch::Sender<bool>,
 }
 
 impl fmt::Debug for Keyspace {
@@ -54,21 +65,29 @@ impl Picture<'_> {
 }
 
 impl Keyspace {
-    pub(crate) fn new(engine: Engine, slot: u64, meta: &SlotMeta, floor: LogIndex) -> Self {
+    pub(crate) fn new(engine: Engine, slot: u64, meta: &SlotMeta, floor: LogIndex, freed_bytes: u64) -> Self {
         Self {
             engine,
             group: meta.group,
-            physical: Arc::new(Physical::new(slot, meta.compact_revision)),
+            physical: Arc::new(Physical::new(slot, meta.compact_revision, freed_bytes)),
             applied: AtomicU64::new(meta.applied.0),
             term: AtomicU64::new(meta.term.0),
             floor: AtomicU64::new(floor.0),
+            written_bytes: AtomicU64::new(meta.written_bytes),
             revision: watch::Sender::new(meta.revision),
             leases: Mutex::default(),
+            control: RwLock::default(),
+            hub: Hub::default(),
+            ended: watch::Sender::new(false),
         }
     }
 
     /// Called by the apply worker after a commit.
-    pub(crate) fn publish(&self, meta: &SlotMeta, floor: LogIndex) {
+    pub(crate) fn publish(&self, meta: &SlotMeta, floor: LogIndex, control: Option<Arc<Control>>) {
+        if let Some(control) = control {
+            *self.control.write().unwrap_or_else(PoisonError::into_inner) = control;
+        }
+        self.written_bytes.store(meta.written_bytes, Ordering::Release);
         self.floor.store(floor.0, Ordering::Release);
         self.applied.store(meta.applied.0, Ordering::Release);
         self.term.store(meta.term.0, Ordering::Release);
@@ -77,6 +96,16 @@ impl Keyspace {
             *revision = meta.revision;
             changed
         });
+    }
+
+    /// The replica here is closed: nothing new comes.
+    pub(crate) fn end(&self) {
+        self.ended.send_replace(true);
+    }
+
+    /// Tells when the replica here is closed.
+    pub(crate) fn ended(&self) -> watch::Receiver<bool> {
+        self.ended.subscribe()
     }
 
     /// The group that replicates it.
@@ -112,6 +141,22 @@ impl Keyspace {
     /// The leases as applied here. The lock is held for moments.
     pub(crate) fn leases(&self) -> MutexGuard<'_, Leases> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Alarms, users and roles as applied here.
+    pub(crate) fn control(&self) -> Arc<Control> {
+        Arc::clone(&self.control.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether the keyspace takes no more puts, because it is or was over its quota.
+    #[must_use]
+    pub fn is_out_of_space(&self) -> bool {
+        self.control().has_alarm(AlarmType::Nospace)
+    }
+
+    /// The state as of now, as bytes that [`RestoreStep`](crate::mvcc::restore::RestoreStep)s are made of.
+    pub(crate) fn image(&self) -> Result<ImageReader, StoreError> {
+        ImageReader::new(&self.engine, &self.picture()?)
     }
 
     /// The keys attached to a lease, in order.
@@ -181,13 +226,9 @@ impl Keyspace {
     }
 
     /// Bytes that the versions of this keyspace take, old ones included, before compression.
-    ///
-    /// # Errors
-    /// The engine fails.
-    pub fn size_bytes(&self) -> Result<u64, StoreError> {
-        let picture = self.picture()?;
-        let cursor = compaction::cursor(&picture.snapshot, picture.tables, picture.slot)?;
-        Ok(picture.meta.written_bytes.saturating_sub(cursor.freed_bytes))
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.written_bytes.load(Ordering::Acquire).saturating_sub(self.physical.freed_bytes())
     }
 
     /// A hash over the versions up to a revision (0: the newest), equal on all stores at the same revision and

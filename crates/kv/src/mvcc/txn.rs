@@ -85,6 +85,15 @@ pub(crate) fn is_read_only(r: &TxnRequest) -> bool {
     r.success.iter().chain(&r.failure).all(reads)
 }
 
+/// A transaction that may write a value, in whichever branch.
+pub(crate) fn puts(r: &TxnRequest) -> bool {
+    r.success.iter().chain(&r.failure).any(|op| match &op.request {
+        Some(Request::RequestPut(_)) => true,
+        Some(Request::RequestTxn(nested)) => puts(nested),
+        _ => false,
+    })
+}
+
 /// A transaction in which every operation is a read that may be stale.
 pub(crate) fn is_serializable(r: &TxnRequest) -> bool {
     let serializable =

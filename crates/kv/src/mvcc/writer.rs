@@ -1,5 +1,7 @@
 //! The writing half of a slot: collects a batch of changes and commits it together with the applied index.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use fjall::{OwnedWriteBatch, Readable as _, Slice, Snapshot};
 use pontoon_proto::mvccpb::KeyValue;
@@ -7,6 +9,7 @@ use pontoon_raft_core::types::LogIndex;
 
 use crate::engine::Tables;
 use crate::error::StoreError;
+use crate::mvcc::control::{Control, Restore, Write};
 use crate::mvcc::keys;
 use crate::mvcc::once::{Once, Verdict};
 use crate::mvcc::overlay::{Overlay, Working};
@@ -22,6 +25,12 @@ pub(crate) struct Writer {
     pub(crate) meta: SlotMeta,
     overlay: Overlay,
     pub(crate) once: Once,
+    /// As of the command at hand.
+    pub(crate) control: Arc<Control>,
+    /// Since it was published last.
+    control_changed: bool,
+    /// Leases as of the command at hand.
+    lease_count: u64,
     batch: Option<OwnedWriteBatch>,
     /// What is committed; taken when the first command of a batch needs ranges.
     snapshot: Option<Snapshot>,
@@ -38,6 +47,15 @@ pub(crate) struct Writer {
 const LEASE: u8 = 0;
 const ATTACHED: u8 = 1;
 
+/// Whether a record of the lease table, its key without the slot, is one that this build makes.
+pub(crate) fn is_lease_record(suffix: &[u8], value: &[u8]) -> bool {
+    match suffix.split_first() {
+        Some((&LEASE, id)) => id.len() == 8 && value.len() == 8,
+        Some((&ATTACHED, key)) => (9..=8 + records::KEY_BYTES_MAX).contains(&key.len()) && value.is_empty(),
+        _ => false,
+    }
+}
+
 /// The keys attached to a lease in a slot, in order.
 pub(crate) fn attached(
     snapshot: &Snapshot,
@@ -52,8 +70,12 @@ pub(crate) fn attached(
 
 impl Writer {
     pub(crate) fn open(tables: Tables, slot: u64, meta: SlotMeta) -> Result<Self, StoreError> {
-        Ok(Self {
+        let control = Control::open(&tables.db.snapshot(), &tables, slot)?;
+        let mut writer = Self {
             once: Once::open(&tables, slot)?,
+            control: Arc::new(control),
+            control_changed: true,
+            lease_count: 0,
             tables,
             slot,
             meta,
@@ -65,7 +87,9 @@ impl Writer {
             commit_soon: false,
             key: Vec::new(),
             record: Vec::new(),
-        })
+        };
+        writer.lease_count = writer.leases()?.len() as u64;
+        Ok(writer)
     }
 
     /// The keyspace's revision as the command at hand has left it.
@@ -146,6 +170,10 @@ impl Writer {
         self.record.clear();
         version.encode(&mut self.record);
         let record = Slice::from(&self.record[..]);
+        self.add_record(revision, version, record);
+    }
+
+    fn add_record(&mut self, revision: Revision, version: &Version<'_>, record: Slice) {
         self.meta.written_bytes += (record.len() + HISTORY_KEY_BYTES) as u64;
         self.overlay.add_record(revision, record.clone());
         let key = keys::history_key(self.slot, revision);
@@ -200,13 +228,20 @@ impl Writer {
         Ok(self.tables.lease.contains_key(keys::lease_key(self.slot, LEASE, id))?)
     }
 
+    /// How many leases there are.
+    pub(crate) fn lease_count(&self) -> u64 {
+        self.lease_count
+    }
+
     pub(crate) fn grant(&mut self, id: i64, ttl_seconds: i64) {
+        self.lease_count += 1;
         let table = self.tables.lease.clone();
         let key = keys::lease_key(self.slot, LEASE, id);
         self.batch().insert(&table, &key[..], ttl_seconds.to_be_bytes());
     }
 
     pub(crate) fn revoke(&mut self, id: i64) {
+        self.lease_count = self.lease_count.saturating_sub(1);
         let table = self.tables.lease.clone();
         let key = keys::lease_key(self.slot, LEASE, id);
         self.batch().remove(&table, &key[..]);
@@ -230,6 +265,69 @@ impl Writer {
     /// The keys attached to a lease, as far as committed, in order.
     pub(crate) fn attached(&self, id: i64) -> Result<Vec<Bytes>, StoreError> {
         attached(&self.tables.db.snapshot(), &self.tables, self.slot, id)
+    }
+
+    /// The keys attached to a lease, with all that the batch has done so far.
+    pub(crate) fn attached_now(&mut self, id: i64) -> Result<Vec<Bytes>, StoreError> {
+        if !self.overlay.attachments.is_empty() {
+            self.commit()?;
+        }
+        self.attached(id)
+    }
+
+    /// The part of the state that is kept in memory, to be changed; [`write_control`](Self::write_control) what changes.
+    pub(crate) fn control_mut(&mut self) -> &mut Control {
+        Arc::make_mut(&mut self.control)
+    }
+
+    /// Writes records of `control`.
+    pub(crate) fn write_control(&mut self, writes: Vec<Write>) {
+        let table = self.tables.control.clone();
+        for (suffix, value) in writes {
+            let mut key = keys::slot_prefix(self.slot).to_vec();
+            key.extend_from_slice(&suffix);
+            match value {
+                Some(value) => self.batch().insert(&table, key, value),
+                None => self.batch().remove(&table, key),
+            }
+            self.control_changed = true;
+        }
+    }
+
+    /// What readers are to see from now on, if it has changed.
+    pub(crate) fn take_changed_control(&mut self) -> Option<Arc<Control>> {
+        std::mem::take(&mut self.control_changed).then(|| Arc::clone(&self.control))
+    }
+
+    /// Notes how far a restore has come.
+    pub(crate) fn note_restore(&mut self, restore: Option<Restore>) {
+        let write = self.control_mut().set_restore(restore);
+        self.write_control(vec![write]);
+    }
+
+    /// Takes a version over from another keyspace; it is newer than all that are there.
+    pub(crate) fn restore_version(&mut self, revision: Revision, version: &Version<'_>, record: &[u8]) {
+        self.add_record(revision, version, Slice::from(record));
+        let Version { create, lease, .. } = *version;
+        let current = Current { revision, create, version: version.version, lease };
+        let key = Bytes::copy_from_slice(version.key);
+        self.overlay.keys.insert(key, (!version.deletion).then_some(current));
+    }
+
+    /// Takes a record of the lease table over.
+    pub(crate) fn restore_lease(&mut self, suffix: &[u8], value: &[u8]) {
+        self.lease_count += u64::from(suffix.first() == Some(&LEASE));
+        let mut key = keys::slot_prefix(self.slot).to_vec();
+        key.extend_from_slice(suffix);
+        let table = self.tables.lease.clone();
+        self.batch().insert(&table, key, value);
+    }
+
+    /// Takes a record of `control` over.
+    pub(crate) fn restore_control(&mut self, suffix: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        self.control_mut().load(suffix, value)?;
+        self.write_control(vec![(suffix.to_vec(), Some(value.to_vec()))]);
+        Ok(())
     }
 
     /// What is to become of a write with a name.

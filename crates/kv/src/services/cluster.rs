@@ -1,4 +1,4 @@
-//! `etcdserverpb.Cluster`: who belongs to the cluster.
+//! `etcdserverpb.Cluster`: who belongs to the cluster, and changes of that.
 
 use std::time::Duration;
 
@@ -8,10 +8,12 @@ use pontoon_proto::etcdserverpb::{
     MemberPromoteResponse, MemberRemoveRequest, MemberRemoveResponse, MemberUpdateRequest,
     MemberUpdateResponse,
 };
+use pontoon_raft_core::types::StoreId;
 use tonic::{Request, Response, Status};
 
-use super::{EtcdServices, unimplemented};
-use crate::consensus::{Consensus, read_status};
+use super::EtcdServices;
+use crate::consensus::{Consensus, MemberChange, MemberChangeError, MemberInfo, propose_status, read_status};
+use crate::mvcc::state::Keyspace;
 
 /// How long a member list that need not be up to date waits for the chance to be.
 const UP_TO_DATE_MAX: Duration = Duration::from_millis(250);
@@ -31,52 +33,145 @@ impl<C: Consensus> Cluster for EtcdServices<C> {
             // miss, with one, what another store has acknowledged.
             let _ = tokio::time::timeout(UP_TO_DATE_MAX, up_to_date).await;
         }
-        let members = self.consensus().members(keyspace.group());
-        let members = members
-            .into_iter()
-            .map(|m| Member {
-                id: m.id.0,
-                name: m.name,
-                peer_ur_ls: m.peer_urls,
-                client_ur_ls: m.client_urls,
-                is_learner: m.is_learner,
-            })
-            .collect();
+        let members = self.member_infos(&keyspace);
         // etcd leaves the revision out of this header.
         Ok(Response::new(MemberListResponse { header: self.header(&keyspace, 0), members }))
     }
 
-    async fn member_add(&self, _: Request<MemberAddRequest>) -> Result<Response<MemberAddResponse>, Status> {
-        Err(unimplemented(
-            "adding members by the etcd API",
-            "stores are the ones of --initial-cluster in this version",
-        ))
+    async fn member_add(
+        &self,
+        request: Request<MemberAddRequest>,
+    ) -> Result<Response<MemberAddResponse>, Status> {
+        let keyspace = self.session(request.metadata(), request.extensions()).await?;
+        keyspace.permit_admin()?;
+        let request = request.into_inner();
+        let peer_address = peer_address(&request.peer_ur_ls)?;
+        let change = MemberChange::Add { peer_address: peer_address.clone(), learner: request.is_learner };
+        let id = self.change(change).await?;
+        let member = Member {
+            id: id.0,
+            peer_ur_ls: request.peer_ur_ls,
+            is_learner: request.is_learner,
+            ..Member::default()
+        };
+        let members = self.member_infos(&keyspace);
+        let header = self.header(&keyspace, 0);
+        Ok(Response::new(MemberAddResponse { header, member: Some(member), members }))
     }
 
     async fn member_remove(
         &self,
-        _: Request<MemberRemoveRequest>,
+        request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
-        Err(unimplemented(
-            "removing members by the etcd API",
-            "stores are the ones of --initial-cluster in this version",
-        ))
+        let keyspace = self.session(request.metadata(), request.extensions()).await?;
+        keyspace.permit_admin()?;
+        self.change(MemberChange::Remove(StoreId(request.get_ref().id))).await?;
+        let members = self.member_infos(&keyspace);
+        Ok(Response::new(MemberRemoveResponse { header: self.header(&keyspace, 0), members }))
     }
 
     async fn member_update(
         &self,
-        _: Request<MemberUpdateRequest>,
+        request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
-        Err(unimplemented(
-            "changing peer URLs by the etcd API",
-            "start the store with its new address, the others learn it",
-        ))
+        let keyspace = self.session(request.metadata(), request.extensions()).await?;
+        keyspace.permit_admin()?;
+        let request = request.into_inner();
+        let address = peer_address(&request.peer_ur_ls)?;
+        self.change(MemberChange::Readdress(StoreId(request.id), address)).await?;
+        let members = self.member_infos(&keyspace);
+        Ok(Response::new(MemberUpdateResponse { header: self.header(&keyspace, 0), members }))
     }
 
     async fn member_promote(
         &self,
-        _: Request<MemberPromoteRequest>,
+        request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
-        Err(unimplemented("promoting members by the etcd API", "there are no learners in this version"))
+        let keyspace = self.session(request.metadata(), request.extensions()).await?;
+        keyspace.permit_admin()?;
+        self.change(MemberChange::Promote(StoreId(request.get_ref().id))).await?;
+        let members = self.member_infos(&keyspace);
+        Ok(Response::new(MemberPromoteResponse { header: self.header(&keyspace, 0), members }))
+    }
+}
+
+impl<C: Consensus> EtcdServices<C> {
+    fn member_infos(&self, keyspace: &Keyspace) -> Vec<Member> {
+        let member = |m: MemberInfo| Member {
+            id: m.id.0,
+            name: m.name,
+            peer_ur_ls: m.peer_urls,
+            client_ur_ls: m.client_urls,
+            is_learner: m.is_learner,
+        };
+        self.consensus().members(keyspace.group()).into_iter().map(member).collect()
+    }
+
+    async fn change(&self, change: MemberChange) -> Result<StoreId, Status> {
+        self.consensus().change_members(change).await.map_err(|error| match error {
+            MemberChangeError::NotFound => Status::not_found("etcdserver: member not found"),
+            MemberChangeError::AddressExists => {
+                Status::failed_precondition("etcdserver: Peer URLs already exists")
+            }
+            MemberChangeError::NotLearner => {
+                Status::failed_precondition("etcdserver: can only promote a learner member")
+            }
+            MemberChangeError::NotReady => Status::failed_precondition(
+                "etcdserver: can only promote a learner member which is in sync with leader",
+            ),
+            // Why exactly is for logs: clients match on etcd's words.
+            MemberChangeError::Last(why) => {
+                tracing::info!(why, "a member is not removed");
+                Status::failed_precondition(
+                    "etcdserver: re-configuration failed due to not enough started members",
+                )
+            }
+            MemberChangeError::Propose(error) => propose_status(&error),
+        })
+    }
+}
+
+/// The one peer URL of a request, as HOST:PORT. A store has one peer address.
+fn peer_address(urls: &[String]) -> Result<String, Status> {
+    let bad = || Status::invalid_argument("etcdserver: given member URLs are invalid");
+    let [url] = urls else { return Err(bad()) };
+    let address = url
+        .strip_prefix("http://")
+        .or_else(|| url.strip_prefix("https://"))
+        .ok_or_else(bad)?
+        .trim_end_matches('/');
+    let authority: http::uri::Authority = address.parse().map_err(|_| bad())?;
+    let host = authority.host();
+    let dialled = !host.is_empty() && host != "0.0.0.0" && host != "[::]";
+    match authority.port_u16() {
+        Some(port) if port != 0 && dialled && !address.contains('@') => Ok(address.to_owned()),
+        _ => Err(bad()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_url_that_can_be_dialled_is_an_address() {
+        let address = |urls: &[&str]| {
+            peer_address(&urls.iter().map(|u| (*u).to_owned()).collect::<Vec<_>>()).map_err(|e| e.code())
+        };
+        assert_eq!(address(&["http://n4.example:2380"]).as_deref(), Ok("n4.example:2380"));
+        assert_eq!(address(&["http://10.0.0.4:2380/"]).as_deref(), Ok("10.0.0.4:2380"));
+        for bad in [
+            &[][..],
+            &["http://a:1", "http://b:1"],
+            &["10.0.0.4:2380"],
+            &["http://10.0.0.4"],
+            &["http://0.0.0.0:2380"],
+            &["http://:2380"],
+            &["unix://a:1"],
+            &["http://u@a:1"],
+            &["http://a:0"],
+        ] {
+            assert_eq!(address(bad), Err(tonic::Code::InvalidArgument), "{bad:?}");
+        }
     }
 }

@@ -1,7 +1,5 @@
 //! `v3electionpb.Election`: one leader by name, who says something.
 
-use std::sync::Arc;
-
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use pontoon_proto::etcdserverpb::request_op::Request as Op;
@@ -15,10 +13,10 @@ use pontoon_proto::v3electionpb::{
 };
 use tonic::{Request, Response, Status};
 
-use super::line::{check_name, if_made_at, nearest};
+use super::line::{check_name, if_made_at, nearest, permit_line};
+use super::session::Session;
 use super::{EtcdServices, blocking};
 use crate::consensus::Consensus;
-use crate::mvcc::state::Keyspace;
 
 /// How much of the history an observer reads at once.
 const PAGE_BYTES: usize = 64 * 1024;
@@ -34,7 +32,7 @@ fn leader_of(request: Option<LeaderKey>) -> Result<LeaderKey, Status> {
 /// Follows the leaders of one election.
 struct Observer<C> {
     services: EtcdServices<C>,
-    keyspace: Arc<Keyspace>,
+    keyspace: Session,
     name: bytes::Bytes,
     /// The leader that was told last, and the first revision that was not looked at.
     following: Option<(KeyValue, i64)>,
@@ -59,7 +57,7 @@ impl<C: Consensus> Observer<C> {
                     // It has gone, and the next one may be there already.
                     continue;
                 }
-            } else if let Some(kv) = self.services.find(&self.keyspace, nearest(&self.name, None)).await? {
+            } else if let Some(kv) = self.services.first(&self.keyspace, nearest(&self.name, None)).await? {
                 self.following = Some((kv.clone(), kv.mod_revision.max(seen) + 1));
                 return Ok(self.answer(kv));
             }
@@ -72,7 +70,7 @@ impl<C: Consensus> Observer<C> {
     /// What the leader said next, if it has said something. Nobody is followed any more once it has gone.
     async fn follow(&mut self, leader: KeyValue, mut from: i64) -> Result<Option<KeyValue>, Status> {
         while from <= self.keyspace.revision() {
-            let keyspace = Arc::clone(&self.keyspace);
+            let keyspace = self.keyspace.clone();
             let page = blocking(move || Ok(keyspace.events(from, PAGE_BYTES, false)?)).await?;
             if page.compact_revision >= from {
                 return Ok(None);
@@ -101,9 +99,10 @@ impl<C: Consensus> Election for EtcdServices<C> {
         &self,
         request: Request<CampaignRequest>,
     ) -> Result<Response<CampaignResponse>, Status> {
-        let keyspace = self.keyspace(&request)?;
+        let keyspace = self.session(request.metadata(), request.extensions()).await?;
         let CampaignRequest { name, lease, value } = request.into_inner();
         check_name(&name)?;
+        permit_line(&keyspace, &name)?;
         let (place, waiting) = self.take_place(&keyspace, &name, lease, value.clone()).await?;
         if place.value != value {
             let put =
@@ -125,7 +124,7 @@ impl<C: Consensus> Election for EtcdServices<C> {
         &self,
         request: Request<ProclaimRequest>,
     ) -> Result<Response<ProclaimResponse>, Status> {
-        let keyspace = self.keyspace(&request)?;
+        let keyspace = self.session(request.metadata(), request.extensions()).await?;
         let ProclaimRequest { leader, value } = request.into_inner();
         let leader = leader_of(leader)?;
         let put = PutRequest { key: leader.key.clone(), value, lease: leader.lease, ..PutRequest::default() };
@@ -139,9 +138,10 @@ impl<C: Consensus> Election for EtcdServices<C> {
     }
 
     async fn leader(&self, request: Request<LeaderRequest>) -> Result<Response<LeaderResponse>, Status> {
-        let keyspace = self.keyspace(&request)?;
+        let keyspace = self.session(request.metadata(), request.extensions()).await?;
         self.read_barrier(&keyspace).await?;
-        let found = self.find(&keyspace, nearest(&request.get_ref().name, None)).await?;
+        permit_line(&keyspace, &request.get_ref().name)?;
+        let found = self.first(&keyspace, nearest(&request.get_ref().name, None)).await?;
         let kv = found.ok_or_else(|| Status::unknown("election: no leader"))?;
         let header = self.header(&keyspace, keyspace.revision());
         Ok(Response::new(LeaderResponse { header, kv: Some(kv) }))
@@ -153,9 +153,10 @@ impl<C: Consensus> Election for EtcdServices<C> {
         &self,
         request: Request<LeaderRequest>,
     ) -> Result<Response<Self::ObserveStream>, Status> {
-        let keyspace = self.keyspace(&request)?;
+        let keyspace = self.session(request.metadata(), request.extensions()).await?;
         self.read_barrier(&keyspace).await?;
         let name = request.into_inner().name;
+        permit_line(&keyspace, &name)?;
         let observer = Observer { services: self.clone(), keyspace, name, following: None };
         let answers = stream::unfold(Some(observer), |observer| async move {
             let mut observer = observer?;
@@ -167,7 +168,7 @@ impl<C: Consensus> Election for EtcdServices<C> {
     }
 
     async fn resign(&self, request: Request<ResignRequest>) -> Result<Response<ResignResponse>, Status> {
-        let keyspace = self.keyspace(&request)?;
+        let keyspace = self.session(request.metadata(), request.extensions()).await?;
         let leader = leader_of(request.into_inner().leader)?;
         let delete = DeleteRangeRequest { key: leader.key.clone(), ..DeleteRangeRequest::default() };
         let command = if_made_at(&leader.key, leader.rev, Op::RequestDeleteRange(delete), None);

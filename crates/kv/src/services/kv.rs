@@ -5,38 +5,51 @@ use pontoon_proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
     RangeRequest, RangeResponse, TxnRequest, TxnResponse,
 };
+use prost::Message as _;
 use tonic::{Request, Response, Status};
 
+use super::session::Session;
 use super::{EtcdServices, blocking, write_id};
+use crate::auth::{Access, judge_txn};
 use crate::check;
 use crate::command::Command;
 use crate::consensus::Consensus;
 use crate::error::EtcdError;
 use crate::mvcc::txn;
 
+/// A transaction that only reads writes to no lease.
+fn judge_read_only(session: &Session, r: &TxnRequest) -> Result<(), Status> {
+    let judged = judge_txn(&session.control().auth, &session.caller, r, &mut |_| Ok(Vec::new()));
+    judged.map_err(|fault| fault.status())
+}
+
 #[tonic::async_trait]
 impl<C: Consensus> Kv for EtcdServices<C> {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
-        let keyspace = self.keyspace(&request)?;
+        let keyspace = self.session(request.metadata(), request.extensions()).await?;
         let r = request.into_inner();
         check::check_range(&r).map_err(EtcdError::status)?;
         if !r.serializable {
             self.read_barrier(&keyspace).await?;
         }
+        keyspace.permit(Access::Read, &r.key, &r.range_end)?;
         let mut response = if r.range_end.is_empty() {
             keyspace.range(&r).map_err(|e| e.0.status())?
         } else {
             let keyspace = keyspace.clone();
             blocking(move || keyspace.range(&r).map_err(|e| e.0)).await?
         };
+        keyspace.check_unchanged()?;
         self.complete(&keyspace, &mut response.header);
         Ok(Response::new(response))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
-        let (keyspace, id) = (self.keyspace(&request)?, write_id(&request)?);
+        let keyspace = self.session(request.metadata(), request.extensions()).await?;
+        let id = write_id(&request)?;
         let r = request.into_inner();
         check::check_put(&r).map_err(EtcdError::status)?;
+        self.make_room(&keyspace, id, r.key.len() + r.value.len()).await?;
         let command = Command::encode_put(&r);
         let mut response: PutResponse = self.propose(&keyspace, id, command).await?;
         self.complete(&keyspace, &mut response.header);
@@ -47,7 +60,8 @@ impl<C: Consensus> Kv for EtcdServices<C> {
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
-        let (keyspace, id) = (self.keyspace(&request)?, write_id(&request)?);
+        let keyspace = self.session(request.metadata(), request.extensions()).await?;
+        let id = write_id(&request)?;
         let r = request.into_inner();
         check::check_delete_range(&r).map_err(EtcdError::status)?;
         let command = Command::DeleteRange(r).encode();
@@ -57,16 +71,23 @@ impl<C: Consensus> Kv for EtcdServices<C> {
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
-        let (keyspace, id) = (self.keyspace(&request)?, write_id(&request)?);
+        let keyspace = self.session(request.metadata(), request.extensions()).await?;
+        let id = write_id(&request)?;
         let r = request.into_inner();
         check::check_txn(&r, self.limits().txn_ops_max).map_err(EtcdError::status)?;
         let mut response = if txn::is_read_only(&r) {
             if !txn::is_serializable(&r) {
                 self.read_barrier(&keyspace).await?;
             }
-            let keyspace = keyspace.clone();
-            blocking(move || keyspace.read_only_txn(&r)).await?
+            judge_read_only(&keyspace, &r)?;
+            let reader = keyspace.clone();
+            let response = blocking(move || reader.read_only_txn(&r)).await?;
+            keyspace.check_unchanged()?;
+            response
         } else {
+            if txn::puts(&r) {
+                self.make_room(&keyspace, id, r.encoded_len()).await?;
+            }
             self.propose(&keyspace, id, Command::Txn(r).encode()).await?
         };
         self.complete(&keyspace, &mut response.header);
@@ -77,7 +98,8 @@ impl<C: Consensus> Kv for EtcdServices<C> {
         &self,
         request: Request<CompactionRequest>,
     ) -> Result<Response<CompactionResponse>, Status> {
-        let (keyspace, id) = (self.keyspace(&request)?, write_id(&request)?);
+        let keyspace = self.session(request.metadata(), request.extensions()).await?;
+        let id = write_id(&request)?;
         let r = request.into_inner();
         let mut response: CompactionResponse =
             self.propose(&keyspace, id, Command::Compact(r).encode()).await?;

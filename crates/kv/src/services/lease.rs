@@ -19,7 +19,9 @@ use pontoon_proto::etcdserverpb::{
 use pontoon_raft_core::types::Term;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::{EtcdServices, blocking};
+use super::session::{Session, needs_leader};
+use super::{EtcdServices, LEASE_COST_BYTES, blocking};
+use crate::auth::Access;
 use crate::command::Command;
 use crate::consensus::{Consensus, read_status};
 use crate::error::EtcdError;
@@ -39,6 +41,11 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 fn ttl_seconds_min(election_timeout: Duration) -> i64 {
     let seconds = (election_timeout.as_secs_f64() * 1.5).ceil();
     (seconds as i64).max(1)
+}
+
+/// How long a stream whose client asked for a leader goes on without one: three election timers, as in etcd.
+pub(super) fn leaderless_max(election_timeout: Duration) -> Duration {
+    3 * election_timeout
 }
 
 pub(super) fn random_id() -> Result<i64, Status> {
@@ -71,6 +78,18 @@ impl<C: Consensus> EtcdServices<C> {
         Ok(())
     }
 
+    /// Resolves when no leader has been known for so long that clients should look for another store.
+    async fn leader_lost(&self, keyspace: &Session) {
+        let patience = leaderless_max(self.consensus().election_timeout());
+        let mut seen = Instant::now();
+        while seen.elapsed() < patience {
+            tokio::time::sleep(LOOK_AGAIN.min(patience)).await;
+            if !self.knows_no_leader(keyspace) {
+                seen = Instant::now();
+            }
+        }
+    }
+
     async fn renew(&self, keyspace: &Keyspace, id: i64) -> Result<LeaseKeepAliveResponse, Status> {
         let ttl = loop {
             let changes = keyspace.leases().changes();
@@ -96,12 +115,13 @@ impl<C: Consensus> Lease for EtcdServices<C> {
         &self,
         request: Request<LeaseGrantRequest>,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
-        let keyspace = self.keyspace(&request)?;
+        let keyspace = self.session(request.metadata(), request.extensions()).await?;
         let mut request = request.into_inner();
         if request.ttl > TTL_SECONDS_MAX {
             return Err(EtcdError::LeaseTtlTooLarge.status());
         }
         request.ttl = request.ttl.max(ttl_seconds_min(self.consensus().election_timeout()));
+        self.make_room(&keyspace, None, LEASE_COST_BYTES).await?;
         let chosen_here = request.id == 0;
         let mut choices = CHOICES_MAX;
         loop {
@@ -127,7 +147,7 @@ impl<C: Consensus> Lease for EtcdServices<C> {
         &self,
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
-        let keyspace = self.keyspace(&request)?;
+        let keyspace = self.session(request.metadata(), request.extensions()).await?;
         let command = Command::LeaseRevoke(request.into_inner()).encode();
         let mut response: LeaseRevokeResponse = self.propose(&keyspace, None, command).await?;
         self.complete(&keyspace, &mut response.header);
@@ -140,16 +160,22 @@ impl<C: Consensus> Lease for EtcdServices<C> {
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        let keyspace = self.keyspace(&request)?;
+        let keyspace = self.session(request.metadata(), request.extensions()).await?;
         // One at a time: a client that does not read its answers is not read from. The stream ends with the first
         // error, and the client comes again, to whoever leads then.
+        let needs_leader = needs_leader(request.metadata());
         let state = Some((self.clone(), keyspace, request.into_inner()));
-        let answers = stream::unfold(state, |state| async move {
+        let answers = stream::unfold(state, move |state| async move {
             let (services, keyspace, mut requests) = state?;
-            let answer = match requests.message().await {
-                Ok(Some(request)) => services.renew(&keyspace, request.id).await,
-                Ok(None) => return None,
-                Err(status) => Err(status),
+            let answer = tokio::select! {
+                request = requests.message() => match request {
+                    Ok(Some(request)) => services.renew(&keyspace, request.id).await,
+                    Ok(None) => return None,
+                    Err(status) => Err(status),
+                },
+                () = services.leader_lost(&keyspace), if needs_leader => {
+                    Err(Status::unavailable("etcdserver: no leader"))
+                }
             };
             let next = answer.is_ok().then_some((services, keyspace, requests));
             Some((answer, next))
@@ -161,7 +187,7 @@ impl<C: Consensus> Lease for EtcdServices<C> {
         &self,
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
-        let keyspace = self.keyspace(&request)?;
+        let keyspace = self.session(request.metadata(), request.extensions()).await?;
         let LeaseTimeToLiveRequest { id, keys } = *request.get_ref();
         self.lead_leases(&keyspace).await?;
         let left = keyspace.leases().time_to_live(id, Instant::now());
@@ -177,7 +203,13 @@ impl<C: Consensus> Lease for EtcdServices<C> {
             response.granted_ttl = granted;
             response.ttl = i64::try_from(left.as_secs()).unwrap_or(i64::MAX);
             if keys {
-                response.keys = blocking(move || Ok(keyspace.keys_of_lease(id)?)).await?;
+                let reader = keyspace.clone();
+                response.keys = blocking(move || Ok(reader.keys_of_lease(id)?)).await?;
+                // Who may not read one of them is told of none.
+                keyspace.permit_user()?;
+                for key in &response.keys {
+                    keyspace.permit(Access::Read, key, &[])?;
+                }
             }
         }
         Ok(Response::new(response))
@@ -187,7 +219,7 @@ impl<C: Consensus> Lease for EtcdServices<C> {
         &self,
         request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
-        let keyspace = self.keyspace(&request)?;
+        let keyspace = self.session(request.metadata(), request.extensions()).await?;
         self.read_barrier(&keyspace).await?;
         let leases = keyspace.leases().ids().into_iter().map(|id| LeaseStatus { id }).collect();
         Ok(Response::new(LeaseLeasesResponse { header: self.header(&keyspace, keyspace.revision()), leases }))

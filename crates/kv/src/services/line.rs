@@ -3,7 +3,6 @@
 //! A place in a line is a key `NAME/LEASE`, attached to the lease. Who has the key with the lowest create revision is at
 //! the front. Clients with a library of their own stand in the same lines, with the same keys.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -18,7 +17,9 @@ use pontoon_proto::etcdserverpb::{
 use pontoon_proto::mvccpb::KeyValue;
 use tonic::{Code, Status};
 
-use super::{EtcdServices, blocking, lease};
+use super::session::Session;
+use super::{EtcdServices, LEASE_COST_BYTES, blocking, lease};
+use crate::auth::Access;
 use crate::command::Command;
 use crate::consensus::Consensus;
 use crate::error::EtcdError;
@@ -90,7 +91,7 @@ pub(super) fn if_made_at(key: &Bytes, revision: i64, then: Op, otherwise: Option
 /// Leaves the line when the caller goes away before its turn.
 pub(super) struct Waiting<C: Consensus> {
     services: EtcdServices<C>,
-    keyspace: Arc<Keyspace>,
+    keyspace: Session,
     key: Option<Bytes>,
 }
 
@@ -104,7 +105,7 @@ impl<C: Consensus> Waiting<C> {
 impl<C: Consensus> Drop for Waiting<C> {
     fn drop(&mut self) {
         if let (Some(key), Ok(runtime)) = (self.key.take(), tokio::runtime::Handle::try_current()) {
-            let (services, keyspace) = (self.services.clone(), Arc::clone(&self.keyspace));
+            let (services, keyspace) = (self.services.clone(), self.keyspace.clone());
             // If it does not come through, the lease ends the place.
             runtime.spawn(async move { services.delete_key(&keyspace, key).await.map(drop) });
         }
@@ -114,7 +115,7 @@ impl<C: Consensus> Drop for Waiting<C> {
 impl<C: Consensus> EtcdServices<C> {
     pub(super) async fn delete_key(
         &self,
-        keyspace: &Keyspace,
+        keyspace: &Session,
         key: Bytes,
     ) -> Result<DeleteRangeResponse, Status> {
         let command = Command::DeleteRange(DeleteRangeRequest { key, ..DeleteRangeRequest::default() });
@@ -124,11 +125,12 @@ impl<C: Consensus> EtcdServices<C> {
     /// Takes a place at the end of a line, or finds the one that the lease has there.
     pub(super) async fn take_place(
         &self,
-        keyspace: &Arc<Keyspace>,
+        keyspace: &Session,
         name: &[u8],
         lease: i64,
         value: Bytes,
     ) -> Result<(Place, Waiting<C>), Status> {
+        self.make_room(keyspace, None, name.len() + value.len() + LEASE_COST_BYTES).await?;
         let lease = match lease {
             0 => {
                 let grant = LeaseGrantRequest { ttl: LEASE_TTL_SECONDS, id: lease::random_id()? };
@@ -162,7 +164,7 @@ impl<C: Consensus> EtcdServices<C> {
             (place.since, place.value) = (kv.create_revision, kv.value);
         }
         let key = place.is_new.then(|| place.key.clone());
-        Ok((place, Waiting { services: self.clone(), keyspace: Arc::clone(keyspace), key }))
+        Ok((place, Waiting { services: self.clone(), keyspace: keyspace.clone(), key }))
     }
 
     /// Waits until nobody stands before a place. `false`: the place is gone, by its lease or by somebody's hand.
@@ -170,12 +172,12 @@ impl<C: Consensus> EtcdServices<C> {
     /// What is applied here is enough to look at: who is gone from before a place never comes back there.
     pub(super) async fn wait_turn(
         &self,
-        keyspace: &Arc<Keyspace>,
+        keyspace: &Session,
         name: &[u8],
         place: &Place,
     ) -> Result<bool, Status> {
         let mut revisions = keyspace.subscribe();
-        while let Some(ahead) = self.find(keyspace, nearest(name, Some(place.since))).await? {
+        while let Some(ahead) = self.first(keyspace, nearest(name, Some(place.since))).await? {
             loop {
                 revisions.borrow_and_update();
                 let now = self.get(keyspace, &ahead.key)?;
@@ -196,12 +198,12 @@ impl<C: Consensus> EtcdServices<C> {
     }
 
     /// The first key of a range, as applied here.
-    pub(super) async fn find(
+    pub(super) async fn first(
         &self,
-        keyspace: &Arc<Keyspace>,
+        keyspace: &Session,
         range: RangeRequest,
     ) -> Result<Option<KeyValue>, Status> {
-        let keyspace = Arc::clone(keyspace);
+        let keyspace = keyspace.clone();
         let found = blocking(move || keyspace.range(&range).map_err(|e| e.0)).await?;
         Ok(found.kvs.into_iter().next())
     }
@@ -212,6 +214,12 @@ impl<C: Consensus> EtcdServices<C> {
         let found = keyspace.range(&range).map_err(|e| e.0.status())?;
         Ok(found.kvs.into_iter().next())
     }
+}
+
+/// Whether the caller may see who stands in a line.
+pub(super) fn permit_line(session: &Session, name: &[u8]) -> Result<(), Status> {
+    let (start, end) = bounds(name);
+    session.permit(Access::Read, &start, &end)
 }
 
 /// What the caller named must be there.

@@ -5,15 +5,16 @@ use pontoon_proto::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockRe
 use tonic::{Request, Response, Status};
 
 use super::EtcdServices;
-use super::line::check_name;
+use super::line::{check_name, permit_line};
 use crate::consensus::Consensus;
 
 #[tonic::async_trait]
 impl<C: Consensus> Lock for EtcdServices<C> {
     async fn lock(&self, request: Request<LockRequest>) -> Result<Response<LockResponse>, Status> {
-        let keyspace = self.keyspace(&request)?;
+        let keyspace = self.session(request.metadata(), request.extensions()).await?;
         let LockRequest { name, lease } = request.into_inner();
         check_name(&name)?;
+        permit_line(&keyspace, &name)?;
         let (place, waiting) = self.take_place(&keyspace, &name, lease, "".into()).await?;
         let held = self.wait_turn(&keyspace, &name, &place).await?;
         waiting.done();
@@ -25,7 +26,7 @@ impl<C: Consensus> Lock for EtcdServices<C> {
     }
 
     async fn unlock(&self, request: Request<UnlockRequest>) -> Result<Response<UnlockResponse>, Status> {
-        let keyspace = self.keyspace(&request)?;
+        let keyspace = self.session(request.metadata(), request.extensions()).await?;
         let mut done = self.delete_key(&keyspace, request.into_inner().key).await?;
         self.complete(&keyspace, &mut done.header);
         Ok(Response::new(UnlockResponse { header: done.header }))

@@ -8,30 +8,36 @@ mod lease;
 mod line;
 mod lock;
 mod maintenance;
+mod restore;
+mod session;
+mod snapshot;
 mod watch;
 
 use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pontoon_proto::etcdserverpb::ResponseHeader;
 use pontoon_proto::etcdserverpb::auth_server::AuthServer;
 use pontoon_proto::etcdserverpb::cluster_server::ClusterServer;
 use pontoon_proto::etcdserverpb::kv_server::KvServer;
 use pontoon_proto::etcdserverpb::lease_server::LeaseServer;
 use pontoon_proto::etcdserverpb::maintenance_server::MaintenanceServer;
 use pontoon_proto::etcdserverpb::watch_server::WatchServer;
+use pontoon_proto::etcdserverpb::{AlarmType, AuthDisableResponse, ResponseHeader};
+use pontoon_proto::v1::restore_server::RestoreServer;
 use pontoon_proto::v3electionpb::election_server::ElectionServer;
 use pontoon_proto::v3lockpb::lock_server::LockServer;
 use prost::Message;
+use session::Session;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Request, Response, Status};
 
 use crate::check::Limits;
-use crate::command::decode_reply;
+use crate::command::{Command, decode_reply, of_caller};
 use crate::consensus::{Consensus, propose_status, read_status};
-use crate::error::{EtcdError, Fault};
-use crate::keyspace::{self, Directory};
+use crate::error::{EtcdError, Fault, outcome};
+use crate::keyspace::Directory;
 use crate::mvcc::state::Keyspace;
 use crate::write_id::WriteId;
 
@@ -42,10 +48,20 @@ pub const ETCD_VERSION: &str = "3.5.17";
 /// What a message may be larger than the request in it, before it is decoded.
 const MESSAGE_OVERHEAD_BYTES: usize = 512 * 1024;
 
+/// Passwords that a store hashes at a time; the others wait.
+const HASHES_MAX: usize = 2;
+
+/// A lease counts so much against the quota, as in etcd.
+const LEASE_COST_BYTES: usize = 64;
+
 struct Inner<C> {
     consensus: C,
     directory: Arc<dyn Directory>,
     limits: Limits,
+    /// Images that are streamed to and from clients.
+    snapshots: Arc<Semaphore>,
+    /// Passwords that are hashed: each takes a processor for tens of milliseconds.
+    hashing: Semaphore,
 }
 
 /// All services of the etcd v3 API over one store. Clones share everything.
@@ -66,7 +82,13 @@ impl<C> fmt::Debug for EtcdServices<C> {
 impl<C: Consensus> EtcdServices<C> {
     /// The services of the keyspaces in `directory`.
     pub fn new(consensus: C, directory: Arc<dyn Directory>, limits: Limits) -> Self {
-        Self(Arc::new(Inner { consensus, directory, limits }))
+        Self(Arc::new(Inner {
+            consensus,
+            directory,
+            limits,
+            snapshots: Arc::new(Semaphore::new(snapshot::SNAPSHOTS_MAX)),
+            hashing: Semaphore::new(HASHES_MAX),
+        }))
     }
 
     fn decode_max(&self) -> usize {
@@ -135,11 +157,24 @@ impl<C: Consensus> EtcdServices<C> {
         &self.0.limits
     }
 
+    /// `pontoon.v1.Restore`.
+    #[must_use]
+    pub fn restore(&self) -> RestoreServer<Self> {
+        RestoreServer::new(self.clone())
+    }
+
     /// The keyspace that a request means.
     fn keyspace<T>(&self, request: &Request<T>) -> Result<Arc<Keyspace>, Status> {
-        keyspace::with_name(request.metadata().as_ref(), request.extensions(), |name| {
-            self.0.directory.find(name).ok_or_else(|| keyspace::unknown(name))
-        })?
+        self.find(request.metadata(), request.extensions())
+    }
+
+    fn take_snapshot_place(&self) -> Result<OwnedSemaphorePermit, Status> {
+        Arc::clone(&self.0.snapshots).try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!(
+                "pontoon: this store saves or restores {} keyspaces already, which is the most at a time; try again later",
+                snapshot::SNAPSHOTS_MAX
+            ))
+        })
     }
 
     fn header(&self, keyspace: &Keyspace, revision: i64) -> Option<ResponseHeader> {
@@ -162,11 +197,13 @@ impl<C: Consensus> EtcdServices<C> {
     /// With a name it is executed once, however often it comes, and answered with what the first answer was.
     async fn propose<M: Message + Default>(
         &self,
-        keyspace: &Keyspace,
+        session: &Session,
         id: Option<WriteId>,
         command: Bytes,
     ) -> Result<M, Status> {
         self.limits().check_size(command.len()).map_err(EtcdError::status)?;
+        let keyspace = &session.keyspace;
+        let command = of_caller(&session.caller, command);
         let Some(id) = id else {
             return self.execute(keyspace, command).await?.map_err(EtcdError::status);
         };
@@ -180,6 +217,28 @@ impl<C: Consensus> EtcdServices<C> {
             Err(status) => status,
         };
         Err(with_position(keyspace, refusal))
+    }
+
+    /// Refuses what would not fit into the quota, and sees to it that the keyspace's alarm is raised.
+    ///
+    /// A write with a name goes on to the log in any case, where the alarm stops it: an earlier attempt at it may have
+    /// been executed while there was room, and only the log knows.
+    async fn make_room(&self, session: &Session, id: Option<WriteId>, bytes: usize) -> Result<(), Status> {
+        let limits = self.limits();
+        let size = session.size_bytes();
+        if limits.has_room(size, bytes as u64) {
+            return Ok(());
+        }
+        if limits.is_full(size) && !session.control().has_alarm(AlarmType::Nospace) {
+            let member = self.consensus().store_id().0;
+            let raise = Command::Quota { over: true, member }.encode();
+            let _: AuthDisableResponse =
+                self.execute(&session.keyspace, raise).await?.map_err(EtcdError::status)?;
+        }
+        match id {
+            Some(_) => Ok(()),
+            None => Err(outcome::mark(EtcdError::NoSpace.status(), outcome::NOT_EXECUTED)),
+        }
     }
 
     /// Replicates a command as it is. The inner error is the state machine's.

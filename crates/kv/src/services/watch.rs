@@ -1,11 +1,11 @@
 //! `etcdserverpb.Watch`: streams of changes.
 //!
-//! Each stream has one task. Its watchers have a cursor each, the next revision they have not been told of; when the
-//! keyspace's revision moves, the task reads `history` from the lowest cursor on, a page of whole revisions at a time,
-//! and hands the events out. So a watcher that starts in the past, one that is slow and one that follows closely are
-//! the same thing; nothing is buffered but one page and a few responses, and a slow client slows nobody else.
+//! Each stream has one task and one mailbox. Its watchers that have heard of everything follow the keyspace's hub
+//! (`mvcc/hub.rs`), which reads what is new once for all streams; for those that are behind the stream reads `history`
+//! itself, a page of whole revisions at a time, until they can follow. So a watcher that starts in the past and one that is slow
+//! are the same thing; what is buffered is one mailbox, one page and a few responses, and a slow client slows nobody else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,16 +15,20 @@ use pontoon_proto::etcdserverpb::watch_create_request::FilterType;
 use pontoon_proto::etcdserverpb::watch_request::RequestUnion;
 use pontoon_proto::etcdserverpb::watch_server::Watch;
 use pontoon_proto::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
-use pontoon_proto::mvccpb::Event;
-use pontoon_proto::mvccpb::event::EventType;
-use tokio::sync::{mpsc, watch};
+use pontoon_proto::mvccpb::{Event, KeyValue};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::lease::leaderless_max;
+use super::session::{Session, needs_leader, token_of};
 use super::{EtcdServices, blocking};
+use crate::auth::Access;
 use crate::consensus::Consensus;
+use crate::error::EtcdError;
 use crate::mvcc::events::Page;
+use crate::mvcc::hub::{self, Followed, Follower, Interest, Mailbox};
 use crate::mvcc::records::KeyRange;
 use crate::mvcc::state::Keyspace;
 
@@ -37,40 +41,22 @@ const RESPONSES_MAX: usize = 4;
 /// A watcher that asked for fragments gets no larger response than about this.
 const FRAGMENT_BYTES: usize = 1024 * 1024;
 
-/// How often a watcher that asked for it hears that nothing happened.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
-
-/// A client that sent the metadata `hasleader` is cut off after this long without one.
-const LEADERLESS_MAX: Duration = Duration::from_secs(3);
+/// How often a stream whose client asked for a leader looks for one.
 const LEADER_POLL: Duration = Duration::from_millis(500);
 
 /// The watch id of answers that concern no single watcher.
 const NO_WATCHER: i64 = -1;
 
 struct Watcher {
-    key: Bytes,
-    range_end: Bytes,
-    /// The first revision that this watcher has not been told of.
-    next: i64,
-    puts: bool,
-    deletions: bool,
-    prev_kv: bool,
+    follower: Arc<Follower>,
     fragment: bool,
     progress_notify: bool,
     /// It got events since the last time that progress was told.
     busy: bool,
+    /// For one that does not follow: the first revision that it has not been told of.
+    next: i64,
     /// Its share of the page at hand.
     pending: Vec<Event>,
-}
-
-impl Watcher {
-    fn wants(&self, event: &Event) -> bool {
-        let deletion = event.r#type == EventType::Delete as i32;
-        let kv = event.kv.as_ref();
-        kv.is_some_and(|kv| {
-            kv.mod_revision >= self.next && KeyRange::new(&self.key, &self.range_end).contains(&kv.key)
-        }) && if deletion { self.deletions } else { self.puts }
-    }
 }
 
 /// The client is gone, or has been told why the stream ends.
@@ -79,28 +65,36 @@ struct Gone;
 struct Stream<C> {
     services: EtcdServices<C>,
     keyspace: Arc<Keyspace>,
-    revision: watch::Receiver<i64>,
     responses: mpsc::Sender<Result<WatchResponse, Status>>,
+    mailbox: Arc<Mailbox>,
     watchers: BTreeMap<i64, Watcher>,
+    /// Which watcher a delivery is for: ids may be used again, serials are not.
+    serials: HashMap<u64, i64>,
+    next_serial: u64,
+    /// Those that do not follow.
+    lagging: BTreeSet<i64>,
     next_id: i64,
-    /// The client asked for progress and has not been answered.
-    progress_requested: bool,
+    /// What the client showed when it opened the stream; looked at for each watcher.
+    token: Option<String>,
+    /// The client asked for progress when the keyspace was at this revision, and has not been answered.
+    progress_requested: Option<i64>,
     needs_leader: bool,
     leader_seen: Instant,
 }
 
 impl<C: Consensus> Stream<C> {
     async fn run(mut self, mut requests: Streaming<WatchRequest>) {
-        let mut progress = tokio::time::interval(PROGRESS_INTERVAL);
+        let mut progress = tokio::time::interval(self.services.limits().watch_progress_interval);
         progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
         progress.reset();
         let mut leader = tokio::time::interval(LEADER_POLL);
         leader.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // A client may close its half and go on listening.
         let mut asks = true;
+        let mut ended = self.keyspace.ended();
         loop {
-            let behind = self.is_behind();
-            let responses = self.responses.clone();
+            let behind = !self.lagging.is_empty();
+            let (responses, mailbox) = (self.responses.clone(), Arc::clone(&self.mailbox));
             let step = tokio::select! {
                 // Requests first, so that a stream which catches up can be told to stop.
                 biased;
@@ -110,30 +104,25 @@ impl<C: Consensus> Stream<C> {
                         asks = false;
                         Ok(())
                     }
-                    Err(_) => return,
+                    Err(_) => break,
                 },
-                () = responses.closed() => return,
+                () = responses.closed() => break,
+                () = async { drop(ended.wait_for(|ended| *ended).await) } => {
+                    self.end(Status::unavailable("pontoon: this store does not serve the keyspace any more; watch at another"))
+                        .await
+                }
                 _ = leader.tick(), if self.needs_leader => self.check_leader().await,
                 _ = progress.tick() => self.tell_progress().await,
-                changed = self.revision.changed(), if !behind => match changed {
-                    Ok(()) => Ok(()),
-                    Err(_) => return,
-                },
-                () = std::future::ready(()), if behind => self.deliver().await,
+                () = mailbox.news.notified() => self.hand_out().await,
+                () = std::future::ready(()), if behind => self.catch_up().await,
             };
             if step.is_err() {
-                return;
+                break;
             }
         }
-    }
-
-    fn current(&mut self) -> i64 {
-        *self.revision.borrow_and_update()
-    }
-
-    fn is_behind(&mut self) -> bool {
-        let current = self.current();
-        self.watchers.values().any(|w| w.next <= current)
+        for watcher in self.watchers.values() {
+            self.keyspace.hub.leave(&watcher.follower);
+        }
     }
 
     async fn send(&self, revision: i64, mut response: WatchResponse) -> Result<(), Gone> {
@@ -151,29 +140,41 @@ impl<C: Consensus> Stream<C> {
         match request.request_union {
             Some(RequestUnion::CreateRequest(r)) => self.create(r).await,
             Some(RequestUnion::CancelRequest(r)) => {
-                if self.watchers.remove(&r.watch_id).is_none() {
+                if !self.remove(r.watch_id) {
                     return Ok(());
                 }
-                let current = self.current();
+                let current = self.keyspace.revision();
                 let response = WatchResponse { watch_id: r.watch_id, canceled: true, ..Default::default() };
                 self.send(current, response).await
             }
             Some(RequestUnion::ProgressRequest(_)) => {
-                self.progress_requested = true;
+                self.progress_requested = Some(self.keyspace.revision());
                 self.answer_progress().await
             }
             None => Ok(()),
         }
     }
 
+    /// Takes a watcher away; `false` if there is none of this id.
+    fn remove(&mut self, id: i64) -> bool {
+        let Some(watcher) = self.watchers.remove(&id) else { return false };
+        self.keyspace.hub.leave(&watcher.follower);
+        self.serials.remove(&watcher.follower.serial);
+        self.lagging.remove(&id);
+        true
+    }
+
     async fn create(&mut self, r: WatchCreateRequest) -> Result<(), Gone> {
-        let current = self.current();
+        let current = self.keyspace.revision();
         // The smallest key, as in etcd.
         let key = if r.key.is_empty() { Bytes::from_static(&[0]) } else { r.key };
-        let refusal = if KeyRange::new(&key, &r.range_end).is_empty() {
-            Some("mvcc: watcher range is empty")
+        let refusal = if let Err(e) = self.permit(&key, &r.range_end) {
+            // The words in which Go prints it.
+            Some(format!("rpc error: code = {:?} desc = {}", e.code(), e.message()))
+        } else if KeyRange::new(&key, &r.range_end).is_empty() {
+            Some("mvcc: watcher range is empty".to_owned())
         } else if r.watch_id != 0 && self.watchers.contains_key(&r.watch_id) {
-            Some("mvcc: duplicate watch ID provided on the WatchStream")
+            Some("mvcc: duplicate watch ID provided on the WatchStream".to_owned())
         } else {
             None
         };
@@ -182,7 +183,7 @@ impl<C: Consensus> Stream<C> {
                 watch_id: NO_WATCHER,
                 created: true,
                 canceled: true,
-                cancel_reason: reason.to_owned(),
+                cancel_reason: reason,
                 ..Default::default()
             };
             return self.send(current, response).await;
@@ -197,45 +198,105 @@ impl<C: Consensus> Stream<C> {
             self.next_id - 1
         };
         let without = |filter: FilterType| r.filters.contains(&(filter as i32));
-        let watcher = Watcher {
+        let interest = Interest {
             key,
             range_end: r.range_end,
-            next: if r.start_revision == 0 { current + 1 } else { r.start_revision },
             puts: !without(FilterType::Noput),
             deletions: !without(FilterType::Nodelete),
             prev_kv: r.prev_kv,
+        };
+        let next = if r.start_revision == 0 { current + 1 } else { r.start_revision };
+        let follower = self.follower(interest, next);
+        let watcher = Watcher {
+            follower,
             fragment: r.fragment,
             progress_notify: r.progress_notify,
             busy: false,
+            next,
             pending: Vec::new(),
         };
         self.watchers.insert(watch_id, watcher);
-        self.send(current, WatchResponse { watch_id, created: true, ..Default::default() }).await
+        // The answer first: events come after it.
+        self.send(current, WatchResponse { watch_id, created: true, ..Default::default() }).await?;
+        self.follow(watch_id, current);
+        Ok(())
     }
 
-    /// Hands out one page from the lowest cursor on.
-    async fn deliver(&mut self) -> Result<(), Gone> {
-        let current = self.current();
-        let lagging = || self.watchers.values().filter(|w| w.next <= current);
+    /// Whether the client may read a range now.
+    fn permit(&self, key: &[u8], range_end: &[u8]) -> Result<(), EtcdError> {
+        let caller = self.services.caller(&self.keyspace, self.token.as_deref())?;
+        self.keyspace.control().auth.permit(&caller, Access::Read, key, range_end)
+    }
+
+    /// Who follows with a serial of his own.
+    fn follower(&mut self, interest: Interest, from: i64) -> Arc<Follower> {
+        let serial = self.next_serial;
+        self.next_serial += 1;
+        Arc::new(Follower { serial, interest, from, mailbox: Arc::clone(&self.mailbox) })
+    }
+
+    /// Lets a watcher follow if it has heard of all that the others have; else it lags.
+    fn follow(&mut self, id: i64, current: i64) {
+        let Some(watcher) = self.watchers.get(&id) else { return };
+        let follower = &watcher.follower;
+        match self.keyspace.hub.follow(follower, current) {
+            Followed::Behind => {
+                self.lagging.insert(id);
+                return;
+            }
+            Followed::Yes => {}
+            Followed::First => {
+                tokio::spawn(hub::run(Arc::clone(&self.keyspace)));
+            }
+        }
+        self.serials.insert(follower.serial, id);
+        self.lagging.remove(&id);
+    }
+
+    /// Sends what the hub has put into the mailbox.
+    async fn hand_out(&mut self) -> Result<(), Gone> {
+        let held = self.mailbox.take();
+        for delivery in held.deliveries {
+            let Some(&id) = self.serials.get(&delivery.serial) else { continue };
+            let Some(watcher) = self.watchers.get_mut(&id) else { continue };
+            watcher.busy = true;
+            let fragment = watcher.fragment;
+            self.send_events(id, fragment, delivery.revision, delivery.events).await?;
+        }
+        for (serial, next) in held.lagging {
+            let Some(id) = self.serials.remove(&serial) else { continue };
+            if let Some(watcher) = self.watchers.get_mut(&id) {
+                watcher.next = next;
+                self.lagging.insert(id);
+            }
+        }
+        self.answer_progress().await
+    }
+
+    /// Hands out one page of the history to those who are behind, from the lowest of their revisions on; who has heard of
+    /// everything then follows.
+    async fn catch_up(&mut self) -> Result<(), Gone> {
+        let lagging = || self.lagging.iter().filter_map(|id| self.watchers.get(id));
         let Some(from) = lagging().map(|w| w.next).min() else { return Ok(()) };
-        let prev_kv = lagging().any(|w| w.prev_kv);
+        let prev_kv = lagging().any(|w| w.follower.interest.prev_kv);
         let keyspace = Arc::clone(&self.keyspace);
         let page = match blocking(move || Ok(keyspace.events(from, PAGE_BYTES, prev_kv)?)).await {
             Ok(page) => page,
             Err(status) => return self.end(status).await,
         };
         self.cancel_compacted(&page).await?;
-        for event in page.events {
-            for watcher in self.watchers.values_mut().filter(|w| w.wants(&event)) {
-                let mut event = event.clone();
-                if !watcher.prev_kv {
-                    event.prev_kv = None;
-                }
-                watcher.pending.push(event);
-            }
-        }
+        let ids: Vec<i64> = self.lagging.iter().copied().collect();
         let mut ready = Vec::new();
-        for (id, watcher) in &mut self.watchers {
+        for id in &ids {
+            let Some(watcher) = self.watchers.get_mut(id) else { continue };
+            let interest = &watcher.follower.interest;
+            let range = KeyRange::new(&interest.key, &interest.range_end);
+            for event in &page.events {
+                let concerns = |kv: &KeyValue| kv.mod_revision >= watcher.next && range.contains(&kv.key);
+                if event.kv.as_ref().is_some_and(concerns) {
+                    watcher.pending.extend(interest.share(event));
+                }
+            }
             // Who starts further on keeps waiting for that.
             watcher.next = watcher.next.max(page.next);
             if !watcher.pending.is_empty() {
@@ -246,7 +307,21 @@ impl<C: Consensus> Stream<C> {
         for (id, fragment, events) in ready {
             self.send_events(id, fragment, page.next - 1, events).await?;
         }
+        for id in ids {
+            self.follow_again(id, page.revision);
+        }
         self.answer_progress().await
+    }
+
+    /// Lets a watcher that lagged follow if there is nothing left for it to read.
+    fn follow_again(&mut self, id: i64, current: i64) {
+        let Some(watcher) = self.watchers.get_mut(&id).filter(|w| w.next > current) else { return };
+        let (interest, next) = (watcher.follower.interest.clone(), watcher.next);
+        let follower = self.follower(interest, next);
+        if let Some(watcher) = self.watchers.get_mut(&id) {
+            watcher.follower = follower;
+        }
+        self.follow(id, current);
     }
 
     async fn send_events(
@@ -277,10 +352,13 @@ impl<C: Consensus> Stream<C> {
 
     /// Ends the watchers whose next revision is compacted: what they would see might lack something.
     async fn cancel_compacted(&mut self, page: &Page) -> Result<(), Gone> {
-        let compacted = |w: &Watcher| w.next <= page.revision && w.next < page.compact_revision;
-        let ids: Vec<i64> = self.watchers.iter().filter(|(_, w)| compacted(w)).map(|(id, _)| *id).collect();
+        let compacted = |id: &&i64| {
+            let next = self.watchers.get(id).map(|w| w.next);
+            next.is_some_and(|next| next <= page.revision && next < page.compact_revision)
+        };
+        let ids: Vec<i64> = self.lagging.iter().filter(compacted).copied().collect();
         for watch_id in ids {
-            self.watchers.remove(&watch_id);
+            self.remove(watch_id);
             let response = WatchResponse {
                 watch_id,
                 canceled: true,
@@ -292,41 +370,42 @@ impl<C: Consensus> Stream<C> {
         Ok(())
     }
 
+    /// The revision up to which all watchers have been told of everything, if that is at least `wanted`.
+    fn settled(&self, wanted: i64) -> Option<i64> {
+        if self.lagging.is_empty() { self.keyspace.hub.settled(&self.mailbox, wanted) } else { None }
+    }
+
     /// Answers a progress request once no watcher is behind: only then is the revision true for all of them.
     async fn answer_progress(&mut self) -> Result<(), Gone> {
-        if !self.progress_requested || self.is_behind() {
-            return Ok(());
-        }
-        self.progress_requested = false;
         if self.watchers.is_empty() {
-            return Ok(());
+            self.progress_requested = None;
         }
-        // No watcher is behind the revision that was just looked at; a newer one may be there by now.
-        let revision = self.watchers.values().map(|w| w.next - 1).min().unwrap_or_default();
-        let revision = revision.min(self.current());
+        let Some(wanted) = self.progress_requested else { return Ok(()) };
+        let Some(revision) = self.settled(wanted) else { return Ok(()) };
+        self.progress_requested = None;
         self.send(revision, WatchResponse { watch_id: NO_WATCHER, ..Default::default() }).await
     }
 
     async fn tell_progress(&mut self) -> Result<(), Gone> {
-        let current = self.current();
-        let mut idle = Vec::new();
-        for (id, watcher) in &mut self.watchers {
-            let busy = mem::take(&mut watcher.busy);
-            if watcher.progress_notify && !busy && watcher.next > current {
-                idle.push(*id);
-            }
-        }
+        let idle: Vec<_> = self
+            .watchers
+            .iter_mut()
+            .filter_map(|(id, watcher)| {
+                let busy = mem::take(&mut watcher.busy);
+                (watcher.progress_notify && !busy).then_some(*id)
+            })
+            .collect();
+        let Some(revision) = self.settled(0) else { return Ok(()) };
         for watch_id in idle {
-            self.send(current, WatchResponse { watch_id, ..Default::default() }).await?;
+            self.send(revision, WatchResponse { watch_id, ..Default::default() }).await?;
         }
         Ok(())
     }
 
     async fn check_leader(&mut self) -> Result<(), Gone> {
-        let status = self.services.consensus().status(self.keyspace.group());
-        if status.is_some_and(|s| s.leader.is_some()) {
+        if !self.services.knows_no_leader(&self.keyspace) {
             self.leader_seen = Instant::now();
-        } else if self.leader_seen.elapsed() >= LEADERLESS_MAX {
+        } else if self.leader_seen.elapsed() >= leaderless_max(self.services.consensus().election_timeout()) {
             return self.end(Status::unavailable("etcdserver: no leader")).await;
         }
         Ok(())
@@ -341,17 +420,22 @@ impl<C: Consensus> Watch for EtcdServices<C> {
         &self,
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let keyspace = self.keyspace(&request)?;
-        let needs_leader = request.metadata().get("hasleader").is_some_and(|v| v == "true");
+        let Session { keyspace, .. } = self.session(request.metadata(), request.extensions()).await?;
+        let needs_leader = needs_leader(request.metadata());
+        let token = token_of(request.metadata()).map(str::to_owned);
         let (responses, stream) = mpsc::channel(RESPONSES_MAX);
         let task = Stream {
             services: self.clone(),
-            revision: keyspace.subscribe(),
             keyspace,
             responses,
+            mailbox: Arc::default(),
             watchers: BTreeMap::new(),
+            serials: HashMap::new(),
+            next_serial: 0,
+            lagging: BTreeSet::new(),
             next_id: 0,
-            progress_requested: false,
+            token,
+            progress_requested: None,
             needs_leader,
             leader_seen: Instant::now(),
         };

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use pontoon_kv::consensus::{Consensus, MemberInfo, MoveLeaderError, ReplicaStatus};
+use pontoon_kv::consensus::{
+    Consensus, MemberChange, MemberChangeError, MemberInfo, MoveLeaderError, ReplicaStatus,
+};
 use pontoon_kv::keyspace::{AuthorityLayer, MemoryDirectory};
 use pontoon_kv::{Engine, EngineOptions, EtcdServices, KeyspaceMachine, Limits};
 use pontoon_node::error::{ProposeError, ReadError};
@@ -79,6 +81,18 @@ impl Consensus for Alone {
         }]
     }
 
+    async fn change_members(&self, change: MemberChange) -> Result<StoreId, MemberChangeError> {
+        match change {
+            MemberChange::Remove(STORE) => Err(MemberChangeError::Last("it is alone".to_owned())),
+            MemberChange::Promote(STORE) => Err(MemberChangeError::NotLearner),
+            MemberChange::Add { peer_address, .. } if peer_address == "taken:1" => {
+                Err(MemberChangeError::AddressExists)
+            }
+            MemberChange::Add { .. } => Ok(StoreId(0xadd)),
+            _ => Err(MemberChangeError::NotFound),
+        }
+    }
+
     async fn move_leader(&self, _: GroupId, to: StoreId) -> Result<(), MoveLeaderError> {
         if to == STORE { Ok(()) } else { Err(MoveLeaderError::BadTarget) }
     }
@@ -115,6 +129,10 @@ impl Drop for Running {
 impl Running {
     /// Serves the keyspaces `default` and `tenant`.
     pub async fn start() -> Self {
+        Self::start_with(Limits::default()).await
+    }
+
+    pub async fn start_with(limits: Limits) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let engine = Engine::open(dir.path(), &EngineOptions::default()).unwrap();
         let directory = Arc::new(MemoryDirectory::default());
@@ -133,7 +151,7 @@ impl Running {
             leader: Some(STORE),
             client_url: format!("http://{address}"),
         })));
-        let services = EtcdServices::new(consensus.clone(), directory.clone(), Limits::default());
+        let services = EtcdServices::new(consensus.clone(), directory.clone(), limits);
         let router = Server::builder()
             .layer(AuthorityLayer)
             .add_service(services.kv())

@@ -13,7 +13,7 @@ use pontoon_raft_core::types::LogIndex;
 use prost::Message as _;
 use tokio::sync::watch;
 
-use super::registry::Registry;
+use super::records::Registry;
 use crate::state_machine::{
     Committed, MachineError, SNAPSHOT_CHUNK_BYTES_MAX, SnapshotReader, SnapshotSink, StateMachine,
 };
@@ -160,8 +160,9 @@ fn load(path: &Path) -> Result<Option<(LogIndex, Registry)>, MachineError> {
     if crc32c::crc32c(&bytes[12..]) != checksum {
         return Err(damaged("the checksum does not match"));
     }
-    let registry =
+    let mut registry =
         Registry::decode(&bytes[HEADER_BYTES..]).map_err(|_| damaged("the content cannot be decoded"))?;
+    registry.upgrade();
     Ok(Some((applied, registry)))
 }
 
@@ -223,7 +224,8 @@ impl SnapshotSink for Staging {
 mod tests {
     use pontoon_raft_core::types::{EntryId, Term};
 
-    use super::super::registry::{GroupKind, MetaCommand, StoreRecord, meta_command};
+    use super::super::commands::{MetaCommand, meta_command};
+    use super::super::records::{GroupKind, StoreRecord};
     use super::*;
 
     fn create(index: u64, name: &str) -> Committed {
@@ -231,6 +233,7 @@ mod tests {
             name: name.to_owned(),
             kind: GroupKind::Kv as i32,
             replicas: 0,
+            wished: 0,
         });
         Committed {
             index: LogIndex(index),

@@ -1,13 +1,21 @@
 //! The meta group (group 0): the registry of stores and groups, replicated like everything else.
 
+mod commands;
 mod machine;
+mod planner;
+mod records;
 mod registry;
+mod replicas;
+mod stores;
 
+pub use commands::{MetaCommand, MetaReply, meta_command};
 pub use machine::RegistryMachine;
-pub use registry::{
-    GroupKind, GroupRecord, MAX_NAME_BYTES, MetaCommand, MetaReply, Registry, ReplicaRecord, StoreRecord,
-    check_group_name, meta_command,
+pub use planner::{Observed, plan};
+pub use records::{
+    GroupKind, GroupRecord, Registry, RemovedStore, ReplicaRecord, ReplicaState, StoreRecord, StoreState,
+    VOTERS_MAX,
 };
+pub use registry::{MAX_NAME_BYTES, check_group_name};
 
 use pontoon_raft_core::types::GroupId;
 

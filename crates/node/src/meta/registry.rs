@@ -1,196 +1,15 @@
-//! The registry as a value: what stores and groups there are, and what each command does to it. Pure.
+//! The registry as a value: what each command does to it. Pure, and the same on every store. `stores.rs` has what concerns
+//! stores, `replicas.rs` the steps of replicas; here are groups, and the way to all of it.
 
-use std::collections::BTreeMap;
-
-use pontoon_raft_core::types::{GroupId, ReplicaId, StoreId};
+use pontoon_raft_core::types::GroupId;
 use prost::Message as _;
 
+use super::commands::{MetaCommand, MetaReply, meta_command};
+use super::records::{GroupKind, GroupRecord, Registry, StoreRecord};
 use super::{DEFAULT_GROUP, DEFAULT_NAME};
 
 /// The longest name of a group: it has to fit into a DNS label, because clients name keyspaces by host name.
 pub const MAX_NAME_BYTES: usize = 63;
-
-/// What a group replicates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
-#[repr(i32)]
-pub enum GroupKind {
-    /// The registry itself.
-    Meta = 0,
-    /// An etcd keyspace.
-    Kv = 1,
-}
-
-impl std::fmt::Display for GroupKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Meta => "meta",
-            Self::Kv => "kv",
-        })
-    }
-}
-
-/// One store.
-#[derive(Clone, PartialEq, Eq, prost::Message)]
-pub struct StoreRecord {
-    /// Its id.
-    #[prost(fixed64, tag = "1")]
-    pub store: u64,
-    /// Its name.
-    #[prost(string, tag = "2")]
-    pub name: String,
-    /// Where other stores reach it.
-    #[prost(string, tag = "3")]
-    pub peer_address: String,
-    /// Where clients reach it; empty until it has announced itself.
-    #[prost(string, tag = "4")]
-    pub client_address: String,
-    /// Of its data directory, which it keeps for ever ([`crate::lineage`]); 0 until it has announced itself.
-    #[prost(fixed64, tag = "5")]
-    pub lineage: u64,
-    /// The latest start that it has announced.
-    #[prost(uint64, tag = "6")]
-    pub start: u64,
-}
-
-/// A replica, as it is written down.
-#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
-pub struct ReplicaRecord {
-    /// The store that hosts it.
-    #[prost(fixed64, tag = "1")]
-    pub store: u64,
-    /// Never reused within the group.
-    #[prost(uint64, tag = "2")]
-    pub number: u64,
-}
-
-impl From<ReplicaRecord> for ReplicaId {
-    fn from(r: ReplicaRecord) -> Self {
-        Self { store: StoreId(r.store), number: r.number }
-    }
-}
-
-/// One group.
-#[derive(Clone, PartialEq, Eq, prost::Message)]
-pub struct GroupRecord {
-    /// Its id, never reused.
-    #[prost(uint64, tag = "1")]
-    pub group: u64,
-    /// Its name, unique among the groups that exist.
-    #[prost(string, tag = "2")]
-    pub name: String,
-    /// What it replicates.
-    #[prost(enumeration = "GroupKind", tag = "3")]
-    pub kind: i32,
-    /// The voters that it was created with.
-    #[prost(message, repeated, tag = "4")]
-    pub voters: Vec<ReplicaRecord>,
-}
-
-impl GroupRecord {
-    /// The id as a type.
-    #[must_use]
-    pub fn id(&self) -> GroupId {
-        GroupId(self.group)
-    }
-
-    /// The voters that it was created with.
-    #[must_use]
-    pub fn voter_ids(&self) -> Vec<ReplicaId> {
-        self.voters.iter().copied().map(Into::into).collect()
-    }
-}
-
-/// Everything that the meta group knows.
-#[derive(Clone, PartialEq, Eq, prost::Message)]
-pub struct Registry {
-    /// The stores, by id.
-    #[prost(btree_map = "fixed64, message", tag = "1")]
-    pub stores: BTreeMap<u64, StoreRecord>,
-    /// The groups, by id.
-    #[prost(btree_map = "uint64, message", tag = "2")]
-    pub groups: BTreeMap<u64, GroupRecord>,
-    /// The id of the next group.
-    #[prost(uint64, tag = "3")]
-    pub next_group: u64,
-    /// The group of each name.
-    #[prost(btree_map = "string, uint64", tag = "4")]
-    pub names: BTreeMap<String, u64>,
-}
-
-/// A change of the registry.
-#[derive(Clone, PartialEq, Eq, prost::Message)]
-pub struct MetaCommand {
-    /// Which change.
-    #[prost(oneof = "meta_command::Change", tags = "1, 2, 3")]
-    pub change: Option<meta_command::Change>,
-}
-
-/// The changes.
-pub mod meta_command {
-    /// One change of the registry.
-    #[derive(Clone, PartialEq, Eq, prost::Oneof)]
-    pub enum Change {
-        /// A store tells its name and addresses.
-        #[prost(message, tag = "1")]
-        AnnounceStore(super::StoreRecord),
-        /// Creates a group.
-        #[prost(message, tag = "2")]
-        CreateGroup(CreateGroup),
-        /// Deletes a group, by name and id, so that no recreated namesake is hit.
-        #[prost(message, tag = "3")]
-        DeleteGroup(DeleteGroup),
-    }
-
-    /// Creates a group.
-    #[derive(Clone, PartialEq, Eq, prost::Message)]
-    pub struct CreateGroup {
-        /// Its name.
-        #[prost(string, tag = "1")]
-        pub name: String,
-        /// What it replicates.
-        #[prost(enumeration = "super::GroupKind", tag = "2")]
-        pub kind: i32,
-        /// How many voters; 0: as many as there are stores.
-        #[prost(uint32, tag = "3")]
-        pub replicas: u32,
-    }
-
-    /// Deletes a group.
-    #[derive(Clone, PartialEq, Eq, prost::Message)]
-    pub struct DeleteGroup {
-        /// Its name.
-        #[prost(string, tag = "1")]
-        pub name: String,
-        /// Its id.
-        #[prost(uint64, tag = "2")]
-        pub group: u64,
-    }
-}
-
-/// What a change came to.
-#[derive(Clone, PartialEq, Eq, prost::Message)]
-pub struct MetaReply {
-    /// Empty if it was done; else what is wrong, which rule, and what to do.
-    #[prost(string, tag = "1")]
-    pub error: String,
-    /// The group that was created, deleted or found in the way.
-    #[prost(uint64, tag = "2")]
-    pub group: u64,
-    /// Whether the error is a name that exists already.
-    #[prost(bool, tag = "3")]
-    pub exists: bool,
-    /// Whether the error is a name that does not exist.
-    #[prost(bool, tag = "4")]
-    pub missing: bool,
-}
-
-impl MetaCommand {
-    /// The command's bytes in the log.
-    #[must_use]
-    pub fn to_bytes(&self) -> bytes::Bytes {
-        self.encode_to_vec().into()
-    }
-}
 
 /// Checks a name against the rule: a DNS label, so that clients can name the keyspace by host name.
 ///
@@ -214,124 +33,102 @@ pub fn check_group_name(name: &str) -> Result<(), String> {
 }
 
 impl Registry {
-    /// The registry of a new cluster: its stores, and the keyspace `default` on all of them.
+    /// The registry of a new cluster: its stores, and the keyspace `default` on them.
     #[must_use]
     pub fn bootstrap(stores: impl IntoIterator<Item = StoreRecord>) -> Self {
         let mut registry = Self { next_group: DEFAULT_GROUP.0 + 1, ..Self::default() };
         for store in stores {
             registry.stores.insert(store.store, store);
         }
-        let voters = registry.place(0);
-        registry.insert(DEFAULT_GROUP.0, DEFAULT_NAME.to_owned(), GroupKind::Kv, voters);
+        registry.founders = registry.stores.values().cloned().collect();
+        registry.meta = Some(Self::meta_of(registry.stores.keys().copied()));
+        let all = registry.least_loaded(usize::MAX);
+        registry.insert(GroupRecord::found(DEFAULT_GROUP, DEFAULT_NAME, GroupKind::Kv, &all, 0));
         registry
     }
 
-    fn insert(&mut self, group: u64, name: String, kind: GroupKind, voters: Vec<ReplicaRecord>) {
-        self.names.insert(name.clone(), group);
-        self.groups.insert(group, GroupRecord { group, name, kind: kind as i32, voters });
+    fn insert(&mut self, group: GroupRecord) {
+        self.names.insert(group.name.clone(), group.group);
+        self.groups.insert(group.group, group);
     }
 
-    /// Chooses stores for a new group: those with the fewest replicas, by id among equals. 0 means all.
-    fn place(&self, replicas: u32) -> Vec<ReplicaRecord> {
-        let mut load: BTreeMap<u64, usize> = self.stores.keys().map(|s| (*s, 0)).collect();
-        for voter in self.groups.values().flat_map(|g| &g.voters) {
-            if let Some(n) = load.get_mut(&voter.store) {
-                *n += 1;
-            }
-        }
-        let mut by_load: Vec<_> = load.into_iter().map(|(store, n)| (n, store)).collect();
+    /// The stores that take replicas, those with the fewest first, by id among equals; no more than `n`, sorted by id.
+    fn least_loaded(&self, n: usize) -> Vec<u64> {
+        let takes = self.stores.values().filter(|s| s.stays() && !s.learner);
+        let mut by_load: Vec<_> = takes.map(|s| (self.replicas_on(s.store), s.store)).collect();
         by_load.sort_unstable();
-        let n = if replicas == 0 { by_load.len() } else { replicas as usize };
-        let mut voters: Vec<_> =
-            by_load.into_iter().take(n).map(|(_, store)| ReplicaRecord { store, number: 1 }).collect();
-        voters.sort_unstable_by_key(|r| r.store);
-        voters
+        let mut stores: Vec<_> = by_load.into_iter().take(n).map(|(_, store)| store).collect();
+        stores.sort_unstable();
+        stores
     }
 
     /// Applies one command. Deterministic; a command that makes no sense changes nothing and says why.
     pub fn apply(&mut self, command: &[u8]) -> MetaReply {
-        let refused = |error: String| MetaReply { error, ..MetaReply::default() };
+        use meta_command::Change;
         match MetaCommand::decode(command) {
-            Err(error) => refused(format!("not a registry command: {error}")),
+            Err(error) => MetaReply::refused(format!("not a registry command: {error}")),
             Ok(MetaCommand { change: None }) => {
-                refused("a registry command of a newer version; upgrade this store".to_owned())
+                MetaReply::refused("a registry command of a newer version; upgrade this store")
             }
             Ok(MetaCommand { change: Some(change) }) => match change {
-                meta_command::Change::AnnounceStore(store) => self.announce(store),
-                meta_command::Change::CreateGroup(create) => self.create(&create),
-                meta_command::Change::DeleteGroup(delete) => self.delete(&delete),
+                Change::AnnounceStore(store) => self.announce(store),
+                Change::CreateGroup(create) => self.create(&create),
+                Change::DeleteGroup(delete) => self.delete(&delete),
+                Change::AddStore(store) => self.add_store(store),
+                Change::RemoveStore(remove) => self.remove_store(remove),
+                Change::ForgetStore(forget) => self.forget_store(forget.store),
+                Change::ReserveStore(store) => self.reserve_store(store),
+                Change::PromoteStore(promote) => self.promote_store(promote.store),
+                Change::MoveReplica(step) => self.move_replica(step),
+                Change::ReaddressStore(readdress) => self.readdress_store(readdress),
             },
         }
     }
 
-    /// A store tells of itself. Only the directory that it has begun with may speak for it, and no start before the
-    /// latest one: such an announcement is of an older copy, or was long on its way.
-    fn announce(&mut self, mut store: StoreRecord) -> MetaReply {
-        let id = store.store;
-        let Some(known) = self.stores.get(&id) else {
-            let error = format!("store {id:016x} is not a member of this cluster");
-            return MetaReply { error, missing: true, ..MetaReply::default() };
-        };
-        if store.lineage == 0 {
-            // Of a version that knows no lineages. What is known stays.
-            (store.lineage, store.start) = (known.lineage, known.start);
-        } else if known.lineage != 0 && store.lineage != known.lineage {
-            let error = format!(
-                "store {id:016x} has the data directory of lineage {:016x}, and this is {:016x}: start the store with the \
-                 directory that it has run on",
-                known.lineage, store.lineage
-            );
-            return MetaReply { error, ..MetaReply::default() };
-        } else if store.start < known.start {
-            let error = format!(
-                "start {} of store {id:016x} is over: start {} has been announced",
-                store.start, known.start
-            );
-            return MetaReply { error, ..MetaReply::default() };
-        }
-        self.stores.insert(id, store);
-        MetaReply::default()
-    }
-
     fn create(&mut self, create: &meta_command::CreateGroup) -> MetaReply {
         if let Err(error) = check_group_name(&create.name) {
-            return MetaReply { error, ..MetaReply::default() };
+            return MetaReply::refused(error);
         }
         if let Some(&group) = self.names.get(&create.name) {
             let error = format!("{:?} exists already (id {group:016x}); choose another name", create.name);
-            return MetaReply { error, group, exists: true, ..MetaReply::default() };
+            return MetaReply { group, ..MetaReply::exists(error) };
         }
         let kind = match GroupKind::try_from(create.kind) {
             Ok(GroupKind::Kv) => GroupKind::Kv,
             _ => {
-                let error = format!("groups of kind {} cannot be created", create.kind);
-                return MetaReply { error, ..MetaReply::default() };
+                return MetaReply::refused(format!("groups of kind {} cannot be created", create.kind));
             }
         };
-        let stores = self.stores.len();
-        if create.replicas as usize > stores {
-            let error = format!(
-                "{} replicas are asked for, the cluster has {stores} stores: each replica needs a store of its own; \
-                 ask for at most {stores}",
+        let all = self.least_loaded(usize::MAX).len();
+        if create.replicas as usize > all {
+            return MetaReply::refused(format!(
+                "{} replicas are asked for, the cluster has {all} stores: each replica needs a store of its own; ask for \
+                 at most {all}",
                 create.replicas
-            );
-            return MetaReply { error, ..MetaReply::default() };
+            ));
         }
+        let wished = if create.replicas == 0 { create.wished as usize } else { create.replicas as usize };
+        let stores = self.least_loaded(if wished == 0 { all } else { wished });
+        if stores.is_empty() {
+            return MetaReply::refused(
+                "no store of the cluster takes new replicas: all of them join or leave; try again later",
+            );
+        }
+        let wished = if wished == 0 { stores.len() } else { wished };
         let group = self.next_group;
         self.next_group += 1;
-        let voters = self.place(create.replicas);
-        self.insert(group, create.name.clone(), kind, voters);
+        let wished = u32::try_from(wished).unwrap_or(u32::MAX);
+        self.insert(GroupRecord::found(GroupId(group), &create.name, kind, &stores, wished));
         MetaReply { group, ..MetaReply::default() }
     }
 
     fn delete(&mut self, delete: &meta_command::DeleteGroup) -> MetaReply {
-        let refused = |error: String| MetaReply { error, missing: true, ..MetaReply::default() };
         match self.names.get(&delete.name) {
             _ if delete.group <= DEFAULT_GROUP.0 => {
-                refused("the keyspace \"default\" always exists and cannot be deleted".to_owned())
+                MetaReply::missing("the keyspace \"default\" always exists and cannot be deleted")
             }
-            None => refused(format!("there is no keyspace {:?}", delete.name)),
-            Some(&group) if group != delete.group => refused(format!(
+            None => MetaReply::missing(format!("there is no keyspace {:?}", delete.name)),
+            Some(&group) if group != delete.group => MetaReply::missing(format!(
                 "the keyspace {:?} has the id {group:016x}, not {:016x}: it is not the one that was meant",
                 delete.name, delete.group
             )),
@@ -341,12 +138,6 @@ impl Registry {
                 MetaReply { group, ..MetaReply::default() }
             }
         }
-    }
-
-    /// The group of this name.
-    #[must_use]
-    pub fn group_named(&self, name: &str) -> Option<&GroupRecord> {
-        self.groups.get(self.names.get(name)?)
     }
 }
 
@@ -367,6 +158,7 @@ mod tests {
             name: name.to_owned(),
             kind: GroupKind::Kv as i32,
             replicas,
+            wished: 0,
         });
         registry.apply(&MetaCommand { change: Some(change) }.to_bytes())
     }
@@ -395,7 +187,7 @@ mod tests {
     fn replicas_go_where_there_are_fewest() {
         let mut registry = registry();
         let voters = |r: &Registry, name: &str| {
-            r.group_named(name).expect("created").voters.iter().map(|v| v.store).collect::<Vec<_>>()
+            r.group_named(name).expect("created").voters().map(|v| v.store).collect::<Vec<_>>()
         };
         create(&mut registry, "a", 1);
         create(&mut registry, "b", 1);
@@ -440,6 +232,92 @@ mod tests {
         let (error, _, start, address) = announce(5, 6, "f");
         assert!(error.contains("start 6") && error.contains("is over"), "{error}");
         assert_eq!((start, address.as_str()), (7, "e"));
+    }
+
+    fn change(registry: &mut Registry, change: meta_command::Change) -> MetaReply {
+        registry.apply(&MetaCommand { change: Some(change) }.to_bytes())
+    }
+
+    fn joiner(store: u64, name: &str, peer_address: &str) -> StoreRecord {
+        let (name, peer_address) = (name.to_owned(), peer_address.to_owned());
+        StoreRecord { store, name, peer_address, lineage: store, ..StoreRecord::default() }
+    }
+
+    #[test]
+    fn a_store_is_let_in_once_and_only_under_a_name_and_an_address_of_its_own() {
+        use meta_command::Change::AddStore;
+        let mut registry =
+            Registry::bootstrap((1..=3).map(|i| joiner(i, &format!("n{i}"), &format!("h:{i}"))));
+        for (bad, why) in [
+            (joiner(9, "n2", "h:9"), "the name n2 belongs to"),
+            (joiner(9, "n9", "h:2"), "the peer address h:2 belongs to"),
+            (StoreRecord { lineage: 77, ..joiner(2, "n9", "h:9") }, "belongs to another store"),
+        ] {
+            let before = registry.clone();
+            let reply = change(&mut registry, AddStore(bad));
+            assert!(reply.exists && reply.error.contains(why), "{}", reply.error);
+            assert_eq!(registry, before);
+        }
+        for bad in [
+            joiner(9, "", "h:9"),
+            joiner(9, "n9", ""),
+            joiner(9, &"n".repeat(300), "h:9"),
+            joiner(0, "n9", "h:9"),
+        ] {
+            let reply = change(&mut registry, AddStore(bad));
+            assert!(!reply.is_done() && !reply.exists, "{}", reply.error);
+        }
+        let first = change(&mut registry, AddStore(joiner(9, "n9", "h:9")));
+        assert_eq!((first.store, first.number, &first.error[..]), (9, 2, ""));
+        // The answer was lost; meanwhile it has another address.
+        let again = change(&mut registry, AddStore(joiner(9, "n9", "h:10")));
+        assert_eq!((again.store, again.number), (9, 2));
+        assert_eq!((registry.stores.len(), &registry.stores[&9].peer_address[..]), (4, "h:10"));
+        // Late wishes of another time.
+        let step = |number, step: meta_command::Step, version| {
+            meta_command::Change::MoveReplica(meta_command::MoveReplica {
+                group: 0,
+                store: 9,
+                number,
+                step: step as i32,
+                version,
+            })
+        };
+        assert!(change(&mut registry, step(7, meta_command::Step::Place, 0)).exists);
+        assert!(change(&mut registry, step(2, meta_command::Step::Removed, 0)).error.contains("is to stay"));
+        assert!(
+            change(&mut registry, step(2, meta_command::Step::Remove, 5)).exists,
+            "made for another version"
+        );
+        assert!(change(&mut registry, step(2, meta_command::Step::Placed, 0)).is_done());
+        assert!(registry.stores[&9].stays());
+    }
+
+    #[test]
+    fn the_registry_of_a_version_that_changed_no_members_is_read() {
+        let founded = Registry::bootstrap((1..=3).map(|i| joiner(i, &format!("n{i}"), "")));
+        let mut now = founded.clone();
+        create(&mut now, "a", 2);
+        // As that version wrote it.
+        let mut old = now.clone();
+        (old.meta, old.election_timer_ms) = (None, 0);
+        old.founders.clear();
+        for group in old.groups.values_mut() {
+            group.replicas.clear();
+            (group.wished, group.next_number) = (0, 0);
+        }
+        let mut read = Registry::decode(&old.encode_to_vec()[..]).expect("it decodes");
+        read.upgrade();
+        let without_lineage = |r: &Registry| {
+            let mut r = r.clone();
+            r.founders.iter_mut().for_each(|f| f.lineage = 0);
+            r
+        };
+        assert_eq!(without_lineage(&read), without_lineage(&now));
+        let again = read.clone();
+        read.upgrade();
+        assert_eq!(read, again);
+        assert!(!Registry::default().is_founded());
     }
 
     #[test]

@@ -87,12 +87,31 @@ fn voters(n: u64) -> Vec<ReplicaId> {
 /// Different in every start of every store, as the entry ids must be.
 static ORIGIN: AtomicU64 = AtomicU64::new(1);
 
-async fn start(id: StoreId, voters: &[ReplicaId], disk: MemoryDisk, listener: TcpListener) -> Store {
+async fn start(
+    id: StoreId,
+    voters: &[ReplicaId],
+    disk: MemoryDisk,
+    listener: TcpListener,
+    configure: impl Fn(&mut NodeConfig),
+) -> Store {
+    let store = start_empty(id, disk, listener, configure).await;
+    open(&store.node, GROUP, voters, &store.applied).await;
+    store
+}
+
+/// Starts a store that opens no group.
+async fn start_empty(
+    id: StoreId,
+    disk: MemoryDisk,
+    listener: TcpListener,
+    configure: impl Fn(&mut NodeConfig),
+) -> Store {
     let (log, _) = LogStore::open_on(Arc::new(disk.clone()), options()).expect("the disk is fine");
     let mut config = NodeConfig::new(id);
     config.shards = 2;
     config.election_timer_ms = 300;
     config.propose_timeout = Duration::from_secs(3);
+    configure(&mut config);
     let mut links = TransportConfig::new(1, id, format!("n{id}"));
     links.election_timer_ms = config.election_timer_ms;
     let node = Node::start(config, ORIGIN.fetch_add(1, Ordering::Relaxed), log, links).expect("threads");
@@ -102,9 +121,16 @@ async fn start(id: StoreId, voters: &[ReplicaId], disk: MemoryDisk, listener: Tc
     let server = tokio::spawn(async move {
         let _ = server.await;
     });
-    let applied = Applied::default();
-    open(&node, GROUP, voters, &applied).await;
-    Store { id, disk, node, applied, server }
+    Store { id, disk, node, applied: Applied::default(), server }
+}
+
+/// Opens a replica that waits to be taken into [`GROUP`].
+pub(crate) async fn try_join(store: &Store, replica: ReplicaId) -> Result<(), OpenGroupError> {
+    let node = store.node.clone();
+    let machine = Journal { applied: Arc::clone(&store.applied), index: LogIndex::ZERO };
+    tokio::task::spawn_blocking(move || node.join_group(GROUP, replica, Box::new(machine)))
+        .await
+        .expect("no panic")
 }
 
 /// Opens a replica of a group. Blocks on the disk, so not on the runtime's own threads.
@@ -127,11 +153,16 @@ pub(crate) async fn try_open(
 impl Cluster {
     /// Starts `n` stores, and waits for the group's first leader.
     pub(crate) async fn start(n: u64) -> Self {
+        Self::start_with(n, |_| ()).await
+    }
+
+    /// The same, with other settings.
+    pub(crate) async fn start_with(n: u64, configure: impl Fn(&mut NodeConfig)) -> Self {
         let (mut stores, mut addresses) = (Vec::new(), Vec::new());
         for id in 1..=n {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
             addresses.push((StoreId(id), listener.local_addr().expect("it is bound").to_string()));
-            stores.push(start(StoreId(id), &voters(n), MemoryDisk::new(), listener).await);
+            stores.push(start(StoreId(id), &voters(n), MemoryDisk::new(), listener, &configure).await);
         }
         let cluster = Self { stores, addresses };
         for store in &cluster.stores {
@@ -139,6 +170,18 @@ impl Cluster {
         }
         cluster.propose(0, "first").await;
         cluster
+    }
+
+    /// Starts another store, which knows all others and has no replica.
+    pub(crate) async fn add_store(&mut self) -> usize {
+        let id = StoreId(self.stores.len() as u64 + 1);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        self.addresses.push((id, listener.local_addr().expect("it is bound").to_string()));
+        self.stores.push(start_empty(id, MemoryDisk::new(), listener, |_| ()).await);
+        for store in &self.stores {
+            self.introduce(store);
+        }
+        self.stores.len() - 1
     }
 
     fn introduce(&self, store: &Store) {
@@ -186,7 +229,7 @@ impl Cluster {
         let id = self.stores.remove(at).id;
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         self.addresses[at].1 = listener.local_addr().expect("it is bound").to_string();
-        let store = start(id, &voters(self.addresses.len() as u64), disk, listener).await;
+        let store = start(id, &voters(self.addresses.len() as u64), disk, listener, |_| ()).await;
         self.stores.insert(at, store);
         for store in &self.stores {
             self.introduce(store);

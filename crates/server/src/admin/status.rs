@@ -2,14 +2,24 @@
 
 use std::time::Duration;
 
-use pontoon_node::meta::{GroupKind, META_GROUP};
+use pontoon_node::meta::{GroupKind, META_GROUP, ReplicaRecord, ReplicaState, StoreState};
 use pontoon_proto::v1 as api;
-use pontoon_raft_core::types::{ReplicaId, Role, StoreId};
+use pontoon_raft_core::ServerPhase;
+use pontoon_raft_core::types::{GroupId, ReplicaId, Role, StoreId};
 use pontoon_storage::Space;
 use pontoon_transport::{Direction, Lane};
 use tonic::Status;
 
-use super::{AdminService, META_NAME};
+use super::AdminService;
+
+fn store_state(state: StoreState) -> api::StoreState {
+    match state {
+        StoreState::Member => api::StoreState::Member,
+        StoreState::Joining | StoreState::Reserved => api::StoreState::Joining,
+        StoreState::Leaving => api::StoreState::Leaving,
+        StoreState::Kicked => api::StoreState::Kicked,
+    }
+}
 
 impl AdminService {
     pub(super) fn cluster_status(&self) -> api::ClusterStatus {
@@ -19,11 +29,11 @@ impl AdminService {
             let control = |l: &&pontoon_transport::LinkStatus| l.lane == Lane::Control && l.connected;
             links.iter().filter(control).any(|l| l.store.0 == store)
         };
-        let meta_voters = registry.stores.keys().copied().collect();
-        let mut groups = vec![self.group_summary(META_NAME, META_GROUP.0, api::GroupKind::Meta, meta_voters)];
-        for record in registry.groups.values() {
-            let voters = record.voters.iter().map(|v| v.store).collect();
-            groups.push(self.group_summary(&record.name, record.group, api::GroupKind::Kv, voters));
+        let mut groups = Vec::new();
+        for record in registry.all_groups() {
+            let replicas = record.replicas.iter().map(|r| r.store).collect();
+            let kind = if record.id() == META_GROUP { api::GroupKind::Meta } else { api::GroupKind::Kv };
+            groups.push(self.group_summary(&record.name, record.group, kind, replicas));
         }
         let mut refused = self.node.refused_stores();
         let mut stores: Vec<_> = registry
@@ -37,7 +47,7 @@ impl AdminService {
                 client: store.client_address.clone(),
                 state: match fenced {
                     Some(_) => api::StoreState::Fenced,
-                    None => api::StoreState::Member,
+                    None => store_state(store.state()),
                 }
                 .into(),
                 leaders: groups.iter().filter(|g| g.leader == Some(store.store)).count() as u64,
@@ -47,7 +57,32 @@ impl AdminService {
             })
             .collect();
         stores.sort_by(|a, b| a.name.cmp(&b.name));
-        api::ClusterStatus { cluster: self.header.cluster, stores, groups, connections: self.connections() }
+        let connections = self.connections();
+        let flow = Some(self.flow());
+        api::ClusterStatus { cluster: self.header.cluster, stores, groups, connections, flow }
+    }
+
+    fn flow(&self) -> api::FlowControl {
+        let flow = self.node.flow();
+        let pools = |view: &pontoon_flow::StoreView| api::FlowPools {
+            store: view.store.0,
+            eval_regular_bytes: view.eval_available.regular,
+            eval_elastic_bytes: view.eval_available.elastic,
+            send_regular_bytes: view.send_available.regular,
+            send_elastic_bytes: view.send_available.elastic,
+            forced_bytes: view.forced_bytes,
+            waiting_groups_regular: view.waiting_groups.regular as u64,
+            waiting_groups_elastic: view.waiting_groups.elastic as u64,
+            waiting_queues: view.waiting_queues as u64,
+        };
+        api::FlowControl {
+            mode: flow.mode.name().to_owned(),
+            regular_limit_bytes: flow.limits.regular_bytes,
+            elastic_limit_bytes: flow.limits.elastic_bytes,
+            forced_limit_bytes: flow.limits.forced_bytes,
+            unaccounted_bytes: flow.unaccounted_bytes,
+            stores: flow.stores.iter().map(pools).collect(),
+        }
     }
 
     fn group_summary(
@@ -57,7 +92,7 @@ impl AdminService {
         kind: api::GroupKind,
         replicas: Vec<u64>,
     ) -> api::GroupSummary {
-        let leadership = self.node.leadership(pontoon_raft_core::types::GroupId(group));
+        let leadership = self.node.leadership(GroupId(group));
         api::GroupSummary {
             group: name.to_owned(),
             group_id: group,
@@ -94,6 +129,8 @@ impl AdminService {
             address: self.peer_address.clone(),
             status: if failed {
                 api::MemberStatus::Failed
+            } else if let Some(moving) = self.moving(group) {
+                moving
             } else if core.in_doubt {
                 api::MemberStatus::InDoubt
             } else if without_leader {
@@ -114,7 +151,11 @@ impl AdminService {
             vote: core.voted_for.map(|v| v.store.0),
             last_election: status.last_election.map(|e| api::Election {
                 started_ms_ago: ago(e.started_ms),
-                reason: api::ElectionReason::Timeout.into(),
+                reason: match e.asked {
+                    true => api::ElectionReason::LeadershipTransfer,
+                    false => api::ElectionReason::Timeout,
+                }
+                .into(),
                 won_ms_ago: e.won_ms.map(ago),
             }),
             election_timer_ms: core.election_timer_ms,
@@ -125,8 +166,9 @@ impl AdminService {
             applied: status.applied.0,
             connections: self.connections(),
             disconnections: self.node.transport().links().iter().map(|l| l.disconnections).sum(),
-            servers: self.servers(core),
+            servers: self.servers(group, core),
             space_low: self.node.log().space() != Space::Enough,
+            flow: status.flow.unwrap_or_default(),
         })
     }
 
@@ -160,12 +202,13 @@ impl AdminService {
         self.node.transport().links().into_iter().map(connection).collect()
     }
 
-    fn servers(&self, core: &pontoon_raft_core::status::Status) -> Vec<api::GroupServer> {
+    fn servers(&self, group: GroupId, core: &pontoon_raft_core::status::Status) -> Vec<api::GroupServer> {
         let registry = self.registry();
         let server = |replica: ReplicaId| {
             let record = registry.stores.get(&replica.store.0);
             let progress = core.followers.iter().find(|f| f.id == replica);
             let own = replica == core.id;
+            let phase = self.phase(group, core, replica);
             let own_end = (own && core.role == Role::Leader).then_some(core.last_index);
             api::GroupServer {
                 store: replica.store.0,
@@ -173,12 +216,50 @@ impl AdminService {
                 address: record.map(|r| r.peer_address.clone()).unwrap_or_default(),
                 self_: own,
                 learner: !core.configuration.is_voter(replica),
-                phase: api::MemberPhase::Stable.into(),
+                phase: phase.into(),
                 next_index: progress.map(|p| p.next_index.0).or_else(|| own_end.map(|i| i.next().0)),
                 match_index: progress.map(|p| p.match_index.0).or_else(|| own_end.map(|i| i.0)),
                 last_msg_ms_ago: progress.and_then(|p| p.silent_ms),
             }
         };
         core.configuration.members().into_iter().map(server).collect()
+    }
+
+    /// How this store's replica of a group moves, if it does.
+    fn moving(&self, group: GroupId) -> Option<api::MemberStatus> {
+        let registry = self.registry();
+        match registry.group(group)?.on(self.header.store.0)?.state() {
+            ReplicaState::Joining | ReplicaState::JoiningLearner => Some(api::MemberStatus::Joining),
+            ReplicaState::Removing => Some(api::MemberStatus::Leaving),
+            ReplicaState::Voter | ReplicaState::Learner => {
+                let own = registry.stores.get(&self.header.store.0)?;
+                own.goes().then_some(api::MemberStatus::Leaving)
+            }
+        }
+    }
+
+    /// How far a member's adding or removing is. Who does not lead the group knows what is wished, and what is.
+    fn phase(
+        &self,
+        group: GroupId,
+        core: &pontoon_raft_core::status::Status,
+        replica: ReplicaId,
+    ) -> api::MemberPhase {
+        if let Some((_, phase)) = core.server_changes.iter().find(|(id, _)| *id == replica) {
+            return match phase {
+                ServerPhase::CatchUp { .. } => api::MemberPhase::CatchUp,
+                ServerPhase::CaughtUp => api::MemberPhase::CaughtUp,
+                ServerPhase::Committing => api::MemberPhase::Committing,
+                ServerPhase::Stable => api::MemberPhase::Stable,
+                ServerPhase::Remove => api::MemberPhase::Remove,
+            };
+        }
+        let registry = self.registry();
+        let wished = registry.group(group).and_then(|g| g.replicas.iter().find(|r| r.id() == replica));
+        match wished.map(ReplicaRecord::state) {
+            Some(ReplicaState::Joining) if !core.configuration.is_voter(replica) => api::MemberPhase::CatchUp,
+            Some(ReplicaState::Removing) => api::MemberPhase::Remove,
+            _ => api::MemberPhase::Stable,
+        }
     }
 }

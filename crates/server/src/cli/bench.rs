@@ -21,14 +21,27 @@ use load::Outcome;
 mod load;
 mod material;
 mod preload;
+mod watch;
 mod wire;
 
 /// Percent of reads in `mixed` unless told otherwise.
 const READS_DEFAULT: u8 = 50;
 
+/// Longest latency that is told apart, in microseconds: above any `--timeout` that makes sense.
+const LATENCY_US_MAX: u64 = 600_000_000;
+
 /// What to load with.
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
+    #[command(flatten)]
+    Requests(RequestCommand),
+    /// Write at a steady rate, without watchers and then with many, and see when and whether each hears of it
+    Watch(watch::WatchArgs),
+}
+
+/// Loads of requests that are answered.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RequestCommand {
     /// Write random keys
     Put(BenchArgs),
     /// Read random keys, which are written first if they are not there
@@ -136,11 +149,11 @@ struct Load {
 }
 
 impl Load {
-    fn new(command: BenchCommand, endpoints: usize) -> Self {
+    fn new(command: RequestCommand, endpoints: usize) -> Self {
         let (op, reads_percent, serializable, args) = match command {
-            BenchCommand::Put(args) => ("put", 0, false, args),
-            BenchCommand::Get { reads, common } => ("get", 100, reads.serializable, common),
-            BenchCommand::Mixed { reads, read_args, common } => {
+            RequestCommand::Put(args) => ("put", 0, false, args),
+            RequestCommand::Get { reads, common } => ("get", 100, reads.serializable, common),
+            RequestCommand::Mixed { reads, read_args, common } => {
                 ("mixed", reads, read_args.serializable, common)
             }
         };
@@ -267,7 +280,10 @@ fn millis(us: u64) -> String {
 
 /// Loads, measures and reports.
 pub(crate) fn run(command: BenchCommand, global: &Global) -> anyhow::Result<ExitCode> {
-    let load = Load::new(command, global.endpoints.len());
+    let load = match command {
+        BenchCommand::Requests(command) => Load::new(command, global.endpoints.len()),
+        BenchCommand::Watch(args) => return watch::run(&args, global),
+    };
     preload::run(&load, global)?;
     let outcome = load::run(&load, global)?;
     let report = Report::new(&load, global, &outcome)?;

@@ -6,14 +6,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use pontoon_node::meta::META_GROUP;
+use pontoon_node::meta::{META_GROUP, StoreRecord, StoreState};
 use pontoon_raft_core::types::ReplicaId;
 use serde::Serialize;
 
 use super::Global;
 use super::offline::Stopped;
 use super::output::{Hex, or_dash, table};
+use crate::compose;
 use crate::error::{UsageError, one_line};
+use crate::join::JoinNote;
 
 /// Arguments of `inspect`.
 #[derive(Args, Debug)]
@@ -117,9 +119,18 @@ impl From<Stopped> for Document {
 
 /// Whether the store belongs to its cluster, as far as it knew.
 fn state(stopped: &Stopped) -> &'static str {
-    let Some(header) = &stopped.records.header else { return "new" };
-    if stopped.registry.stores.contains_key(&header.store.0) {
-        return "member";
+    let joins = JoinNote::is_in(&stopped.dir);
+    let Some(header) = &stopped.records.header else { return if joins { "joining" } else { "new" } };
+    if compose::is_gone(&stopped.dir) {
+        return "left";
+    }
+    match stopped.registry.stores.get(&header.store.0).map(StoreRecord::state) {
+        Some(StoreState::Member) => return "member",
+        Some(StoreState::Joining | StoreState::Reserved) => return "joining",
+        Some(StoreState::Leaving) => return "leaving",
+        Some(StoreState::Kicked) => return "kicked",
+        None if joins => return "joining",
+        None => {}
     }
     match stopped.records.groups.get(&META_GROUP) {
         Some(meta) if meta.tombstone.is_some() || meta.state.is_some() => "left",

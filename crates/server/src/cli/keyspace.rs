@@ -1,5 +1,7 @@
 //! `pontoon keyspace`: makes, lists, describes and deletes keyspaces.
 
+use std::path::PathBuf;
+
 use clap::Subcommand;
 use pontoon_proto::v1::{
     CreateKeyspaceRequest, DeleteKeyspaceRequest, DescribeKeyspaceRequest, Keyspace, ListKeyspacesRequest,
@@ -9,6 +11,7 @@ use serde::Serialize;
 use super::Global;
 use super::connect::{Repeat, ask};
 use super::output::{Hex, or_dash, table};
+use super::saved;
 use crate::config::keyspace_name;
 
 /// What to do with keyspaces.
@@ -29,6 +32,30 @@ pub(crate) enum KeyspaceCommand {
     Describe {
         /// Its name
         name: String,
+    },
+    /// Write a keyspace's whole state to a file, as `etcdctl snapshot save` does
+    Save {
+        /// Its name
+        #[arg(value_parser = keyspace_name)]
+        name: String,
+        /// The file; there must be none of that name
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+        /// Log in as this user, where the keyspace has users: NAME:PASSWORD
+        #[arg(long, value_name = "NAME:PASSWORD")]
+        user: Option<String>,
+    },
+    /// Make a keyspace from a file that `save`, or `etcdctl snapshot save`, wrote
+    Restore {
+        /// The new keyspace's name: 1 to 63 lower-case letters, digits or inner hyphens
+        #[arg(value_parser = keyspace_name)]
+        name: String,
+        /// The file
+        #[arg(long, value_name = "FILE")]
+        from: PathBuf,
+        /// How many stores hold it [default: three, or all if there are fewer]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=9))]
+        replicas: Option<u32>,
     },
     /// Delete a keyspace with all its data
     Delete {
@@ -99,6 +126,10 @@ pub(crate) async fn run(command: KeyspaceCommand, global: &Global) -> anyhow::Re
         KeyspaceCommand::Create { name, replicas } => create(name, replicas, global).await,
         KeyspaceCommand::List => list(global).await,
         KeyspaceCommand::Describe { name } => describe(name, global).await,
+        KeyspaceCommand::Save { name, to, user } => saved::save(&name, &to, user.as_deref(), global).await,
+        KeyspaceCommand::Restore { name, from, replicas } => {
+            saved::restore(&name, &from, replicas, global).await
+        }
         KeyspaceCommand::Delete { name, id } => delete(name, id, global).await,
     }
 }

@@ -9,11 +9,13 @@ use pontoon_proto::v1::{ClusterStatus, GroupKind, GroupSummary, StatusRequest, S
 use serde::Serialize;
 
 use self::connection::{ConnectionDocument, connection_table};
+use self::flow::FlowDocument;
 use super::Global;
 use super::connect::{Repeat, ask};
 use super::output::{Hex, or_dash, table};
 
 mod connection;
+mod flow;
 mod group;
 
 /// Flags of `status`.
@@ -47,6 +49,7 @@ impl From<StoreSummary> for StoreRow {
             StoreState::Leaving => "leaving",
             StoreState::Left => "left",
             StoreState::Fenced => "fenced",
+            StoreState::Kicked => "kicked",
             StoreState::Unspecified => "unknown",
         };
         Self {
@@ -92,6 +95,7 @@ struct ClusterDocument {
     stores: Vec<StoreRow>,
     groups: Vec<GroupRow>,
     connections: Vec<ConnectionDocument>,
+    flow: Option<FlowDocument>,
 }
 
 impl From<ClusterStatus> for ClusterDocument {
@@ -101,6 +105,7 @@ impl From<ClusterStatus> for ClusterDocument {
             stores: status.stores.into_iter().map(StoreRow::from).collect(),
             groups: status.groups.into_iter().map(GroupRow::from).collect(),
             connections: status.connections.into_iter().map(ConnectionDocument::from).collect(),
+            flow: status.flow.map(FlowDocument::from),
         }
     }
 }
@@ -182,7 +187,12 @@ fn cluster_table(status: &ClusterDocument) -> String {
         }),
     );
     let connections = connection_table(&status.connections, name_of);
-    format!("cluster {}\n\n{}\n\n{groups}\n\n{connections}", status.cluster, store_table(&status.stores))
+    let flow = status.flow.as_ref().map_or_else(String::new, |flow| format!("\n\n{}", flow.table(name_of)));
+    format!(
+        "cluster {}\n\n{}\n\n{groups}\n\n{connections}{flow}",
+        status.cluster,
+        store_table(&status.stores)
+    )
 }
 
 #[cfg(test)]
@@ -214,6 +224,7 @@ mod tests {
                 replicas: vec![1],
             }],
             connections: vec![connection],
+            flow: Some(flow::example().0),
         };
         let document = ClusterDocument::from(status);
         assert!(cluster_table(&document).contains("connection refused by h:2"));
@@ -228,7 +239,8 @@ mod tests {
                 "group": "default", "group_id": 1, "kind": "kv", "leader": "0000000000000001", "term": 3,
                 "replicas": ["0000000000000001"]
             }],
-            "connections": [connection_json]
+            "connections": [connection_json],
+            "flow": flow::example().1
         });
         assert_eq!(json, expected);
     }

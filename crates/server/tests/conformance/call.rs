@@ -35,6 +35,7 @@ pub(crate) struct Caller {
     channel: Channel,
     keyspace: Option<String>,
     streams: HashMap<String, Stream>,
+    tokens: HashMap<String, String>,
 }
 
 impl Caller {
@@ -45,6 +46,7 @@ impl Caller {
             channel: endpoint.connect().await.expect("it listens"),
             keyspace: keyspace.map(str::to_owned),
             streams: HashMap::new(),
+            tokens: HashMap::new(),
         }
     }
 
@@ -58,10 +60,18 @@ impl Caller {
         let request = parse(&method.input(), text)?;
         let mut grpc = tonic::client::Grpc::new(self.channel.clone());
         grpc.ready().await.map_err(|e| e.to_string())?;
-        let call = grpc.unary(self.request(request), path(&method), DynamicCodec(method.output()));
+        let call = grpc.unary(self.request(request, case)?, path(&method), DynamicCodec(method.output()));
         let answer = tokio::time::timeout(PATIENCE, call).await.map_err(|_| "no answer".to_owned())?;
         Ok(match answer {
-            Ok(answer) => show(answer.into_inner(), &case.hidden),
+            Ok(answer) => {
+                let answer = answer.into_inner();
+                if !case.keep.is_empty() {
+                    let token = answer.get_field_by_name("token").ok_or("the answer has no token")?;
+                    let token = token.as_str().ok_or("the token is no text")?.to_owned();
+                    self.tokens.insert(case.keep.clone(), token);
+                }
+                show(answer, &case.hidden)
+            }
             Err(status) if std::error::Error::source(&status).is_some() => {
                 return Err(format!("no connection any more; did it crash? {status}"));
             }
@@ -74,7 +84,7 @@ impl Caller {
             let (requests, rx) = mpsc::channel(64);
             let mut grpc = tonic::client::Grpc::new(self.channel.clone());
             grpc.ready().await.map_err(|e| e.to_string())?;
-            let request = self.request(ReceiverStream::new(rx));
+            let request = self.request(ReceiverStream::new(rx), case)?;
             let call = grpc.streaming(request, path(method), DynamicCodec(method.output()));
             // etcd answers the call only when it has the first request.
             for text in &case.requests {
@@ -122,12 +132,17 @@ impl Caller {
         found.ok_or_else(|| format!("no method {method} of {full}"))
     }
 
-    fn request<T>(&self, message: T) -> Request<T> {
+    fn request<T>(&self, message: T, case: &Case) -> Result<Request<T>, String> {
         let mut request = Request::new(message);
         if let Some(keyspace) = &self.keyspace {
             request.metadata_mut().insert("pontoon-keyspace", keyspace.parse().expect("ASCII"));
         }
-        request
+        if !case.token.is_empty() {
+            // A name that nobody logged in under is shown itself.
+            let token = self.tokens.get(&case.token).unwrap_or(&case.token);
+            request.metadata_mut().insert("token", token.parse().map_err(|_| "the token is not ASCII")?);
+        }
+        Ok(request)
     }
 }
 

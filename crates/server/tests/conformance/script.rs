@@ -8,6 +8,7 @@
 //! ` : ` comes the request in protobuf's text format. The answer follows, up to an empty line. Options:
 //!
 //! - `hide=FIELD,FIELD`: top-level fields of the answer that are different each time.
+//! - `keep=NAME`: remembers the token of the answer; `as=NAME`: shows it.
 //! - `differs`: Pontoon means to answer otherwise than etcd.
 //! - of `Watch/Watch` and `Lease/LeaseKeepAlive`, whose streams stay open under a name: `stream=NAME`, `lines=N` (how
 //!   many lines of answers to wait for), `quiet` (nothing more may come), several requests separated by ` ;; `.
@@ -24,6 +25,10 @@ pub(crate) struct Case {
     pub(crate) method: String,
     pub(crate) hidden: Vec<String>,
     pub(crate) differs: bool,
+    /// Under which name the token of the answer is remembered.
+    pub(crate) keep: String,
+    /// The name of the token that is shown.
+    pub(crate) token: String,
     pub(crate) stream: String,
     pub(crate) lines: usize,
     pub(crate) quiet: bool,
@@ -86,6 +91,8 @@ fn parse_call(call: &str) -> Result<Case, String> {
             None if word == "differs" => case.differs = true,
             None if word == "quiet" => case.quiet = true,
             Some(("hide", fields)) => case.hidden = fields.split(',').map(str::to_owned).collect(),
+            Some(("keep", name)) => name.clone_into(&mut case.keep),
+            Some(("as", name)) => name.clone_into(&mut case.token),
             Some(("stream", name)) => name.clone_into(&mut case.stream),
             Some(("lines", n)) => case.lines = n.parse().map_err(|_| format!("{n:?} is not a number"))?,
             _ => return Err(format!("{word:?} is not an option")),

@@ -22,6 +22,8 @@ pub(crate) struct Store {
     pub(crate) peer: u16,
     directory: PathBuf,
     child: Option<Child>,
+    /// It is no store of `--initial-cluster`.
+    joined: bool,
 }
 
 /// Three stores, and the directory that holds their data and logs.
@@ -64,7 +66,7 @@ impl Drop for Elsewhere {
 }
 
 /// Ports that were free a moment ago; all are held until all are known, so that they differ.
-fn free_ports(n: usize) -> Vec<u16> {
+pub(crate) fn free_ports(n: usize) -> Vec<u16> {
     let held: Vec<_> = (0..n).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
     held.iter().map(|l| l.local_addr().expect("bound").port()).collect()
 }
@@ -88,6 +90,7 @@ impl Cluster {
                 peer: ports[2 * i + 1],
                 directory: directory.path().join(format!("n{}", i + 1)),
                 child: None,
+                joined: false,
             })
             .collect();
         let initial_cluster =
@@ -95,8 +98,63 @@ impl Cluster {
         Self { stores, initial_cluster, extra: extra.iter().map(|s| (*s).to_owned()).collect(), directory }
     }
 
+    /// Adds a store that is to join.
+    pub(crate) fn add(&mut self, i: usize) {
+        assert_eq!(i, self.stores.len(), "stores are added in order");
+        let ports = free_ports(2);
+        let name = format!("n{}", i + 1);
+        let directory = self.directory.path().join(&name);
+        self.stores.push(Store {
+            name,
+            client: ports[0],
+            peer: ports[1],
+            directory,
+            child: None,
+            joined: true,
+        });
+    }
+
+    /// Further flags of the stores that are started from now on.
+    pub(crate) fn extra_mut(&mut self) -> &mut Vec<String> {
+        &mut self.extra
+    }
+
     /// Starts a store and does not wait for it.
     pub(crate) fn spawn(&mut self, i: usize) {
+        let first = ["--initial-cluster".to_owned(), self.initial_cluster.clone()];
+        self.spawn_with(i, if self.stores[i].joined { &[] } else { &first });
+    }
+
+    /// Starts a store that joins by these others.
+    pub(crate) fn spawn_joining(&mut self, i: usize, via: &[usize]) {
+        let via: Vec<_> = via.iter().map(|i| format!("127.0.0.1:{}", self.stores[*i].peer)).collect();
+        self.stores[i].joined = true;
+        self.spawn_with(i, &["--join".to_owned(), via.join(",")]);
+    }
+
+    /// Starts a store by what is in its directory.
+    pub(crate) fn spawn_prepared(&mut self, i: usize) {
+        self.stores[i].joined = true;
+        self.spawn_with(i, &[]);
+    }
+
+    /// Starts a store that joins in etcd's way.
+    pub(crate) fn spawn_existing(&mut self, i: usize) {
+        let (name, peer) = (self.stores[i].name.clone(), self.stores[i].peer);
+        let all = format!("{},{name}=127.0.0.1:{peer}", self.initial_cluster);
+        self.stores[i].joined = true;
+        let how =
+            ["--initial-cluster", all.as_str(), "--initial-cluster-state", "existing"].map(str::to_owned);
+        self.spawn_with(i, &how);
+    }
+
+    /// Gives a store that does not run other ports.
+    pub(crate) fn move_elsewhere(&mut self, i: usize) {
+        let ports = free_ports(2);
+        (self.stores[i].client, self.stores[i].peer) = (ports[0], ports[1]);
+    }
+
+    fn spawn_with(&mut self, i: usize, how: &[String]) {
         let store = &mut self.stores[i];
         assert!(store.child.is_none(), "{} runs already", store.name);
         let log = File::options()
@@ -111,7 +169,7 @@ impl Cluster {
             .args(["--name", &store.name])
             .args(["--listen-client", &format!("127.0.0.1:{}", store.client)])
             .args(["--listen-peer", &format!("127.0.0.1:{}", store.peer)])
-            .args(["--initial-cluster", &self.initial_cluster])
+            .args(how)
             .args(&self.extra)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -86,16 +86,27 @@ impl Load {
 async fn verify(cluster: &Cluster, acknowledged: &BTreeMap<String, i64>) {
     cluster.equal_hashes().await;
     for i in 0..cluster.stores.len() {
-        let found: BTreeMap<_, _> = cluster
-            .range(i, "w/", true)
-            .await
-            .kvs
-            .into_iter()
-            .map(|kv| (String::from_utf8_lossy(&kv.key).into_owned(), kv.mod_revision))
-            .collect();
-        for (key, revision) in acknowledged {
-            assert_eq!(found.get(key), Some(revision), "{key} on store {i}");
-        }
+        has_all(cluster, i, acknowledged, true).await;
+    }
+}
+
+/// Linearizable reads of these stores show every acknowledged write at its revision.
+pub(crate) async fn all_there(cluster: &Cluster, stores: &[usize], acknowledged: &BTreeMap<String, i64>) {
+    for &i in stores {
+        has_all(cluster, i, acknowledged, false).await;
+    }
+}
+
+async fn has_all(cluster: &Cluster, i: usize, acknowledged: &BTreeMap<String, i64>, serializable: bool) {
+    let found: BTreeMap<_, _> = cluster
+        .range(i, "w/", serializable)
+        .await
+        .kvs
+        .into_iter()
+        .map(|kv| (String::from_utf8_lossy(&kv.key).into_owned(), kv.mod_revision))
+        .collect();
+    for (key, revision) in acknowledged {
+        assert_eq!(found.get(key), Some(revision), "{key} on store {i}");
     }
 }
 

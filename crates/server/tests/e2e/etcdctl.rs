@@ -27,7 +27,8 @@ fn run(endpoint: &str, args: &[&str], input: Option<&str>) -> String {
     stdout
 }
 
-fn attempt(endpoint: &str, args: &[&str], input: Option<&str>) -> (bool, String, String) {
+/// Runs etcdctl: whether it worked, and both outputs.
+pub(crate) fn attempt(endpoint: &str, args: &[&str], input: Option<&str>) -> (bool, String, String) {
     let mut child = Command::new("etcdctl")
         .env("ETCDCTL_API", "3")
         .arg(format!("--endpoints={endpoint}"))

@@ -1,6 +1,5 @@
 //! A store whose directory came back empty, older or twice never acts under its old name, and a restart always does.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -8,7 +7,7 @@ use std::time::Duration;
 use pontoon_proto::etcdserverpb::PutRequest;
 
 use crate::cluster::Cluster;
-use crate::crash::Load;
+use crate::crash::{Load, all_there};
 
 fn copy(from: &Path, to: &Path) {
     let done = Command::new("cp").arg("-a").arg(from).arg(to).status().expect("cp runs");
@@ -28,21 +27,6 @@ fn refused(cluster: &mut Cluster, i: usize, why: &str) {
     let directory = cluster.data_dir(i).display().to_string();
     for part in [&directory, why, "must not vote again", "start it with the directory that it ran on last"] {
         assert!(last.contains(part), "no {part:?} in {last}");
-    }
-}
-
-async fn all_there(cluster: &Cluster, stores: &[usize], acknowledged: &BTreeMap<String, i64>) {
-    for &i in stores {
-        let found: BTreeMap<_, _> = cluster
-            .range(i, "w/", false)
-            .await
-            .kvs
-            .into_iter()
-            .map(|kv| (String::from_utf8_lossy(&kv.key).into_owned(), kv.mod_revision))
-            .collect();
-        for (key, revision) in acknowledged {
-            assert_eq!(found.get(key), Some(revision), "{key} on store {i}");
-        }
     }
 }
 

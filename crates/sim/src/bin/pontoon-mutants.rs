@@ -157,6 +157,7 @@ fn build(tree: &Path, target: &Path) -> Result<PathBuf, Error> {
         // Built often and run shortly.
         .env("CARGO_PROFILE_RELEASE_LTO", "off")
         .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
+        .env("CARGO_PROFILE_RELEASE_INCREMENTAL", "true")
         .output()?;
     if !built.status.success() {
         return Err(format!("the copy does not build:\n{}", String::from_utf8_lossy(&built.stderr)).into());

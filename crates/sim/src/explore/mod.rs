@@ -31,13 +31,17 @@
 //!   delivering them.
 //! - The first timeout is the first replica's if the model names no replica otherwise: the others are its mirror images.
 //! - Equal messages are delivered once per state, being the same.
+//! - A message need not arrive, and what may happen need not: whatever follows from a state also follows from one that has the same
+//!   replicas, more messages on the way and more that may happen. Once that one was seen, this one is not looked at (`seen.rs`).
 //! - Where nothing asks who was heard when (no leases, transfers, changes of members), that is no part of a state.
 //! - Most models forget answers of terms that their receiver has left for good ([`Model::forget_stale`]).
 
 mod digest;
 mod model;
 mod models;
+mod replica;
 mod search;
+mod seen;
 mod world;
 
 pub use model::{Bounds, Model, Sync};

@@ -38,6 +38,41 @@ pub struct Bounds {
     pub transfers: u8,
 }
 
+impl Bounds {
+    /// Whether everything may happen at least as often as `other` allows.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        let all = |bounds: &Self| {
+            let Self {
+                timeouts,
+                heartbeats,
+                pauses,
+                proposals,
+                crashes,
+                losses,
+                duplicates,
+                reads,
+                changes,
+                compactions,
+                transfers,
+            } = *bounds;
+            [
+                timeouts,
+                heartbeats,
+                pauses,
+                proposals,
+                crashes,
+                losses,
+                duplicates,
+                reads,
+                changes,
+                compactions,
+                transfers,
+            ]
+        };
+        all(self).iter().zip(all(other)).all(|(most, least)| *most >= least)
+    }
+}
+
 /// A small group, and what may happen to it.
 #[derive(Clone, Copy, Debug)]
 pub struct Model {
@@ -71,6 +106,8 @@ pub struct Model {
     pub bounds: Bounds,
     /// Only snapshots come twice, no other messages.
     pub only_snapshots_twice: bool,
+    /// Links, from one replica to another, on which every message is lost.
+    pub dead_links: &'static [(u64, u64)],
     /// Who times out, in this order, if not anybody; then everything else is still free.
     pub campaigners: &'static [u64],
     /// The changes of members, in this order: add voter `n`, or remove `-n`, a few at once.
@@ -80,7 +117,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// What models have in common.
+    /// What most models have in common: three voters, disks that answer at once, and nothing that may happen.
     pub const BASE: Self = Self {
         name: "",
         about: "",
@@ -88,7 +125,7 @@ impl Model {
         spares: 0,
         term_max: 2,
         log_max: 4,
-        sync: Sync::Later,
+        sync: Sync::AtOnce,
         forget_stale: true,
         pre_vote: false,
         check_quorum: false,
@@ -108,6 +145,7 @@ impl Model {
             transfers: 0,
         },
         only_snapshots_twice: false,
+        dead_links: &[],
         campaigners: &[],
         changes: &[],
         explicit_joint: false,
@@ -165,6 +203,11 @@ impl Model {
         })
     }
 
+    /// Whether a message from one to the other can arrive.
+    pub(super) fn connects(&self, from: ReplicaId, to: ReplicaId) -> bool {
+        !self.dead_links.contains(&(from.store.0, to.store.0))
+    }
+
     /// Whether nobody asks who was heard when: that matters for leases of leadership, transfers and changes of members.
     pub(super) fn is_timeless(&self) -> bool {
         let Bounds { heartbeats, pauses, changes, transfers, .. } = self.bounds;
@@ -173,7 +216,10 @@ impl Model {
 
     /// Whether the replicas are mirror images of each other.
     pub(super) fn is_symmetric(&self) -> bool {
-        self.spares == 0 && self.changes.is_empty() && self.campaigners.is_empty()
+        self.spares == 0
+            && self.changes.is_empty()
+            && self.campaigners.is_empty()
+            && self.dead_links.is_empty()
     }
 }
 

@@ -10,8 +10,6 @@ pub const MODELS: &[Model] = &[
         name: "two-elections",
         about: "two replicas stand; disks answer at once; one power cut",
         bounds: Bounds { timeouts: 2, crashes: 1, ..NOTHING },
-        sync: Sync::AtOnce,
-        log_max: 1,
         ..Model::BASE
     },
     Model {
@@ -19,19 +17,15 @@ pub const MODELS: &[Model] = &[
         about: "a replica stands twice while another one stands too; answers to its first try are late",
         bounds: Bounds { timeouts: 3, ..NOTHING },
         campaigners: &[1, 1, 3],
-        sync: Sync::AtOnce,
         forget_stale: false,
-        log_max: 1,
         ..Model::BASE
     },
     Model {
         name: "pre-vote",
         about: "pre-votes and check-quorum: an election, a second one while the leader sleeps",
         bounds: Bounds { timeouts: 2, pauses: 1, ..NOTHING },
-        sync: Sync::AtOnce,
         pre_vote: true,
         check_quorum: true,
-        log_max: 1,
         ..Model::BASE
     },
     Model {
@@ -39,8 +33,6 @@ pub const MODELS: &[Model] = &[
         about: "a follower with an old leader's entry hears heartbeats of the new one",
         bounds: Bounds { timeouts: 2, heartbeats: 1, ..NOTHING },
         campaigners: &[3, 1],
-        sync: Sync::AtOnce,
-        log_max: 1,
         ..Model::BASE
     },
     Model {
@@ -48,7 +40,6 @@ pub const MODELS: &[Model] = &[
         about: "a follower whose log goes on differently after a common begin is probed by the new leader",
         bounds: Bounds { timeouts: 2, heartbeats: 1, proposals: 1, ..NOTHING },
         campaigners: &[3, 1],
-        sync: Sync::AtOnce,
         log_max: 2,
         ..Model::BASE
     },
@@ -57,8 +48,6 @@ pub const MODELS: &[Model] = &[
         about: "a read while a second leader is elected",
         bounds: Bounds { timeouts: 2, reads: 1, ..NOTHING },
         campaigners: &[1, 2],
-        sync: Sync::AtOnce,
-        log_max: 1,
         ..Model::BASE
     },
     Model {
@@ -67,7 +56,6 @@ pub const MODELS: &[Model] = &[
         bounds: Bounds { timeouts: 2, changes: 1, ..NOTHING },
         campaigners: &[1, 2],
         changes: &[&[-2, -3]],
-        sync: Sync::AtOnce,
         ..Model::BASE
     },
     Model {
@@ -76,7 +64,6 @@ pub const MODELS: &[Model] = &[
         bounds: Bounds { timeouts: 3, changes: 1, crashes: 1, ..NOTHING },
         campaigners: &[1, 1, 2],
         changes: &[&[-2, -3]],
-        sync: Sync::AtOnce,
         log_max: 2,
         ..Model::BASE
     },
@@ -87,7 +74,6 @@ pub const MODELS: &[Model] = &[
         campaigners: &[1, 2],
         changes: &[&[-3], &[4]],
         spares: 1,
-        sync: Sync::AtOnce,
         ..Model::BASE
     },
     Model {
@@ -97,7 +83,6 @@ pub const MODELS: &[Model] = &[
         only_snapshots_twice: true,
         log_max: 3,
         campaigners: &[1],
-        sync: Sync::AtOnce,
         ..Model::BASE
     },
     Model {
@@ -106,8 +91,6 @@ pub const MODELS: &[Model] = &[
         bounds: Bounds { timeouts: 2, transfers: 1, ..NOTHING },
         campaigners: &[1, 2],
         term_max: 3,
-        sync: Sync::AtOnce,
-        log_max: 1,
         ..Model::BASE
     },
     Model {
@@ -115,8 +98,6 @@ pub const MODELS: &[Model] = &[
         about: "a store loses its last synced batch and starts in doubt, and another replica stands",
         bounds: Bounds { timeouts: 2, losses: 1, ..NOTHING },
         campaigners: &[1, 3],
-        sync: Sync::AtOnce,
-        log_max: 1,
         ..Model::BASE
     },
     Model {
@@ -124,7 +105,6 @@ pub const MODELS: &[Model] = &[
         about: "a voter loses the record of its vote, and acknowledges entries of the leader before",
         bounds: Bounds { timeouts: 2, losses: 1, proposals: 1, ..NOTHING },
         campaigners: &[1, 3],
-        sync: Sync::AtOnce,
         log_max: 2,
         ..Model::BASE
     },
@@ -133,8 +113,15 @@ pub const MODELS: &[Model] = &[
         about: "the same, and a leader settles the doubt while another one stands",
         bounds: Bounds { timeouts: 2, losses: 1, heartbeats: 2, proposals: 1, ..NOTHING },
         campaigners: &[1, 3],
-        sync: Sync::AtOnce,
         log_max: 3,
+        ..Model::BASE
+    },
+    Model {
+        name: "doubt-of-two",
+        about: "a leader settles the doubt of the only one it can reach, whose forgotten vote is still under way to another",
+        bounds: Bounds { timeouts: 3, losses: 1, heartbeats: 2, ..NOTHING },
+        campaigners: &[1, 3, 3],
+        dead_links: &[(1, 3), (3, 1)],
         ..Model::BASE
     },
     Model {
@@ -143,8 +130,6 @@ pub const MODELS: &[Model] = &[
         bounds: Bounds { timeouts: 4, ..NOTHING },
         campaigners: &[1, 3, 1, 3],
         term_max: 4,
-        log_max: 3,
-        sync: Sync::AtOnce,
         append_bytes_max: 1,
         ..Model::BASE
     },
@@ -154,7 +139,6 @@ pub const MODELS: &[Model] = &[
         bounds: Bounds { timeouts: 3, crashes: 1, ..NOTHING },
         campaigners: &[1, 2, 3],
         term_max: 3,
-        sync: Sync::AtOnce,
         ..Model::BASE
     },
     Model {
@@ -163,8 +147,6 @@ pub const MODELS: &[Model] = &[
         bounds: Bounds { timeouts: 3, ..NOTHING },
         campaigners: &[1, 2, 1],
         term_max: 3,
-        sync: Sync::AtOnce,
-        log_max: 2,
         ..Model::BASE
     },
     Model {
@@ -172,7 +154,6 @@ pub const MODELS: &[Model] = &[
         about: "two leaders, a command, messages come twice",
         bounds: Bounds { timeouts: 2, proposals: 1, duplicates: 1, ..NOTHING },
         campaigners: &[1, 2],
-        sync: Sync::AtOnce,
         ..Model::BASE
     },
     Model {
@@ -180,6 +161,7 @@ pub const MODELS: &[Model] = &[
         about: "two leaders, slow disks: several writes in flight, some void",
         bounds: Bounds { timeouts: 2, ..NOTHING },
         campaigners: &[1, 3],
+        sync: Sync::Later,
         ..Model::BASE
     },
     Model {
@@ -187,6 +169,7 @@ pub const MODELS: &[Model] = &[
         about: "two leaders, slow disks, and what was not synced is lost once",
         bounds: Bounds { timeouts: 2, crashes: 1, ..NOTHING },
         campaigners: &[1, 3],
+        sync: Sync::Later,
         ..Model::BASE
     },
     Model {
@@ -194,19 +177,21 @@ pub const MODELS: &[Model] = &[
         about: "writes under way are overtaken by the next leader's; power is lost once, a message comes twice",
         bounds: Bounds { timeouts: 2, crashes: 1, duplicates: 1, ..NOTHING },
         campaigners: &[1, 3],
+        sync: Sync::Later,
         ..Model::BASE
     },
     Model {
         name: "election",
         about: "three replicas stand in two terms, with slow disks and a power cut",
         bounds: Bounds { timeouts: 3, crashes: 1, ..NOTHING },
-        log_max: 1,
+        sync: Sync::Later,
         ..Model::BASE
     },
     Model {
         name: "replication",
         about: "two leaders, a command, slow disks",
         bounds: Bounds { timeouts: 2, proposals: 1, ..NOTHING },
+        sync: Sync::Later,
         ..Model::BASE
     },
 ];

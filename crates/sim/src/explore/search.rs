@@ -1,12 +1,12 @@
-//! The search: a frontier, and the digests of the states that were seen.
+//! The search: a frontier, and the states that were seen.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::model::Model;
+use super::seen::Seen;
 use super::world::{Action, DigesterPool, World};
 use crate::raft::invariants::Violation;
 
@@ -38,7 +38,7 @@ impl Limits {
 pub struct Report {
     /// The model's name.
     pub model: &'static str,
-    /// Different states.
+    /// Different states, but for those that another one covers.
     pub states: u64,
     /// Steps tried.
     pub transitions: u64,
@@ -96,24 +96,6 @@ impl fmt::Display for Counterexample {
     }
 }
 
-/// A digest is its own hash.
-#[derive(Debug, Default)]
-struct Identity(u64);
-
-impl Hasher for Identity {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("only digests are hashed");
-    }
-
-    fn write_u64(&mut self, digest: u64) {
-        self.0 = digest;
-    }
-}
-
 /// The last step of a way, and the way before it.
 #[derive(Debug)]
 struct Way {
@@ -152,8 +134,8 @@ pub fn explore(model: &Model, order: Order, limits: Limits) -> Result<Report, Bo
             return Err(Box::new(Counterexample { report, violation, steps, before }));
         }
     };
-    let mut seen: HashSet<u64, BuildHasherDefault<Identity>> = HashSet::default();
-    seen.insert(first.digest());
+    let mut seen = Seen::default();
+    seen.is_news(&first);
     let mut frontier = VecDeque::from([Open { world: first, way: None, depth: 0 }]);
     let mut actions = Vec::new();
     while let Some(open) = match order {
@@ -177,7 +159,7 @@ pub fn explore(model: &Model, order: Order, limits: Limits) -> Result<Report, Bo
                     return Err(Box::new(Counterexample { report, violation, steps, before }));
                 }
             };
-            if !seen.insert(next.digest()) {
+            if !seen.is_news(&next) {
                 continue;
             }
             let depth = open.depth + 1;

@@ -1,20 +1,16 @@
 //! One state of a small group, and every step that leads on from it.
 
-use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
-use pontoon_raft_core::{
-    AppendEntries, Body, Config, Configuration, Entries, EntryId, Group, InitialState, LogIndex, LogView,
-    Message, Proposal, ReplicaId, SnapshotMeta, Ticket,
-};
+use pontoon_raft_core::{Configuration, EntryId, LogIndex, Proposal, ReplicaId, SnapshotMeta};
 
 use super::digest::{Digester, Scale};
 use super::model::{Bounds, Model, Sync, replica};
-use crate::raft::disk::{OwnDisk, Volume, Written};
+use super::replica::{Envelope, Replica, flush, is_stale_answer, start, sync};
+use crate::raft::disk::Volume;
 use crate::raft::invariants::{Invariants, Violation, violated};
-use crate::raft::machine::Machine;
 
 /// One step. Replicas are named by their place, messages by theirs in the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,25 +44,6 @@ pub enum Action {
     Crash(usize),
     /// The same, and the last synced batch is damaged.
     Lose(usize),
-}
-
-/// A message on its way; a snapshot travels with its state.
-#[derive(Debug, Hash)]
-struct Envelope {
-    message: Message,
-    machine: Option<Machine>,
-}
-
-/// A replica with its host.
-#[derive(Clone, Debug)]
-struct Replica {
-    group: Group<OwnDisk>,
-    machine: Machine,
-    arrived: BTreeMap<LogIndex, Machine>,
-    now: u64,
-    durable: Ticket,
-    lives: u64,
-    digest: u64,
 }
 
 /// One state. Clones share what they have in common.
@@ -114,18 +91,26 @@ impl World {
         Ok(world)
     }
 
-    /// A digest of everything that can make a difference from here on.
-    pub fn digest(&self) -> u64 {
+    /// A digest of everything that can make a difference from here on, but for what is only more of the same: what is on the way
+    /// ([`World::network`]) and what may still happen ([`World::left`]).
+    pub(super) fn digest(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         for replica in &self.replicas {
             replica.digest.hash(&mut hasher);
         }
-        for (digest, _) in &self.network {
-            digest.hash(&mut hasher);
-        }
         self.invariants.hash(&mut hasher);
-        (self.left, self.elections, self.commands, self.changes).hash(&mut hasher);
+        (self.elections, self.commands, self.changes).hash(&mut hasher);
         hasher.finish()
+    }
+
+    /// The digests of the messages on the way, in order.
+    pub(super) fn network(&self) -> impl ExactSizeIterator<Item = u64> {
+        self.network.iter().map(|(digest, _)| *digest)
+    }
+
+    /// How often each thing may still happen.
+    pub(super) fn left(&self) -> &Bounds {
+        &self.left
     }
 
     /// The highest index that anybody knows to be committed.
@@ -496,162 +481,6 @@ impl World {
     }
 }
 
-/// Whether `message` answers something of a term that its receiver has left for good.
-fn is_stale_answer(replicas: &[Rc<Replica>], message: &Message) -> bool {
-    let answers = match message.body {
-        Body::PreVoteReply { .. }
-        | Body::RequestVoteReply { .. }
-        | Body::AppendReply(_)
-        | Body::HeartbeatReply { .. }
-        | Body::ReadIndexReply { .. }
-        | Body::DoubtSettled { .. }
-        | Body::TimeoutNow => true,
-        Body::PreVote(_)
-        | Body::RequestVote(_)
-        | Body::AppendEntries(_)
-        | Body::Heartbeat(_)
-        | Body::InstallSnapshot(_)
-        | Body::DoubtCheck { .. }
-        | Body::ReadIndex { .. } => false,
-    };
-    let receiver = replicas.iter().find(|replica| replica.group.id() == message.to);
-    answers
-        && receiver.is_some_and(|receiver| {
-            receiver.group.log_view().look(|volume| message.term < volume.durable().hard_state.term)
-        })
-}
-
 /// What digests are computed with; one for a whole search.
 #[derive(Debug, Default)]
 pub struct DigesterPool(Digester);
-
-fn start(
-    model: &Model,
-    id: ReplicaId,
-    volume: Volume,
-    lives: u64,
-    doubt: bool,
-) -> Result<Replica, Violation> {
-    let content = volume.durable();
-    let machine = content.machine.clone();
-    let initial = InitialState {
-        hard_state: content.hard_state,
-        commit: content.commit.min(content.last()),
-        applied: machine.applied.max(content.snapshot.index),
-        snapshot: content.snapshot.clone(),
-        last_index: content.last(),
-        doubt,
-    };
-    let config = Config {
-        id,
-        seed: lives,
-        append_bytes_max: model.append_bytes_max,
-        inflight_messages_max: model.inflight_messages_max,
-        pre_vote: model.pre_vote,
-        check_quorum: model.check_quorum,
-        ..Config::default()
-    };
-    let (now, durable, digest) = (0, Ticket(0), 0);
-    match Group::new(config, initial, OwnDisk::new(volume), now) {
-        Ok(group) => Ok(Replica { group, machine, arrived: BTreeMap::new(), now, durable, lives, digest }),
-        Err(error) => violated("restart", format!("{id} cannot start: {error}")),
-    }
-}
-
-/// The oldest batch that is not durable becomes so.
-fn sync(replica: &mut Replica, invariants: &mut Invariants) -> Result<(), Violation> {
-    let view = replica.group.log_view();
-    let Some((round, ticket)) = view.look(Volume::oldest_pending) else { return Ok(()) };
-    let written = view.change(|volume| volume.synced(round));
-    invariants.written(replica.group.id(), &written)?;
-    replica.durable = ticket;
-    replica.group.persisted(replica.now, ticket);
-    Ok(())
-}
-
-/// Carries out what the replica asks for.
-fn flush(
-    model: &Model,
-    replica: &mut Replica,
-    invariants: &mut Invariants,
-    sent: &mut Vec<Envelope>,
-) -> Result<(), Violation> {
-    let id = replica.group.id();
-    for round in 0.. {
-        if !replica.group.has_ready() {
-            return Ok(());
-        }
-        if round > 100 {
-            return violated("no livelock", format!("{id} always wants more: {:?}", replica.group.status()));
-        }
-        let ready = replica.group.ready();
-        invariants.stepped(id, &replica.group)?;
-        let group = &replica.group;
-        let persist = ready.persist.as_ref();
-        group.log_view().look(|volume| invariants.ready(id, group, persist, volume.cached()))?;
-        if let Some(persist) = ready.persist {
-            let restored = persist.snapshot.as_ref().map(|snapshot| {
-                replica.machine =
-                    replica.arrived.remove(&snapshot.index).expect("only what arrived is installed");
-                replica.machine.clone()
-            });
-            // Each batch is a round of its own.
-            group.log_view().change(|volume| volume.persist(persist.ticket.0, persist, restored));
-        }
-        for message in ready.messages {
-            group.log_view().look(|volume| invariants.sends(&message, group, volume.durable()))?;
-            if let Some(envelope) = envelope(replica, invariants, message)? {
-                sent.push(envelope);
-            }
-        }
-        for read in ready.reads {
-            invariants.reads.ends(id, read)?;
-        }
-        if let Some(range) = ready.committed {
-            let view = replica.group.log_view();
-            let entries = view.entries(range.clone(), u64::MAX).expect("what is committed can be read");
-            for entry in &entries {
-                view.look(|volume| invariants.applies(id, entry, volume.durable()))?;
-                replica.machine.apply(entry);
-            }
-            replica.group.applied(range.end.prev());
-        }
-        if model.sync == Sync::AtOnce {
-            sync(replica, invariants)?;
-        }
-    }
-    Ok(())
-}
-
-/// What of a message goes on the wire.
-fn envelope(
-    replica: &Replica,
-    invariants: &mut Invariants,
-    mut message: Message,
-) -> Result<Option<Envelope>, Violation> {
-    let view = replica.group.log_view();
-    match &mut message.body {
-        Body::AppendEntries(AppendEntries { prev_log_index, prev_log_term, entries, .. }) => {
-            if let Entries::Interval { last, last_term } = *entries
-                && last > *prev_log_index
-            {
-                let Ok(read) = view.entries(prev_log_index.next()..last.next(), u64::MAX) else {
-                    return Ok(None);
-                };
-                if read.last().map(|entry| entry.term) != Some(last_term) {
-                    return Ok(None);
-                }
-                invariants.written(message.from, &[Written::new(*prev_log_term, &read)])?;
-                *entries = Entries::Inline(read);
-            }
-            Ok(Some(Envelope { message, machine: None }))
-        }
-        Body::InstallSnapshot(wanted) => {
-            let meta = replica.group.snapshot_meta(replica.machine.applied);
-            let Some(meta) = meta.filter(|meta| meta.index >= wanted.index) else { return Ok(None) };
-            message.body = Body::InstallSnapshot(meta);
-            Ok(Some(Envelope { message, machine: Some(replica.machine.clone()) }))
-        }
-        _ => Ok(Some(Envelope { message, machine: None })),
-    }
-}

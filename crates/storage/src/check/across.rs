@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use pontoon_raft_core::types::{GroupId, LogIndex, Term};
+use pontoon_raft_core::types::{Configuration, GroupId, LogIndex, SnapshotMeta, Term};
 
 use crate::check::walk::{Committed, Facts, Run, Terms};
 use crate::check::{Rule, Violation};
@@ -214,7 +214,11 @@ impl Across<'_> {
     fn snapshots(&mut self, a: &Facts, b: &Facts) {
         let Some(first) = b.configurations.first().map(|(index, _)| *index) else { return };
         let end = b.commit.min(b.log.last.unwrap_or_default());
-        for meta in a.snapshots.iter().filter(|meta| first <= meta.index && meta.index <= end) {
+        // A replica that joined a running group begins without members, and hears who they are from the log: that says
+        // nothing, and contradicts nobody.
+        let known = |configuration: &Configuration| !configuration.members().is_empty();
+        let of_b = |meta: &&SnapshotMeta| first <= meta.index && meta.index <= end;
+        for meta in a.snapshots.iter().filter(of_b).filter(|meta| known(&meta.configuration)) {
             let there = b.configurations.iter().rev().find(|(from, _)| *from <= meta.index);
             // By one store's own log already, or by another pair of stores.
             let is_told = self.found.iter().any(|v| {
@@ -222,7 +226,8 @@ impl Across<'_> {
                     && v.index == Some(meta.index)
                     && [a.store, b.store].contains(&v.store)
             });
-            if there.is_some_and(|(_, configuration)| **configuration != meta.configuration) && !is_told {
+            let differs = |there: &Configuration| known(there) && *there != meta.configuration;
+            if there.is_some_and(|(_, configuration)| differs(configuration)) && !is_told {
                 let what = "the snapshot carries another configuration than the other store's log has in force there";
                 let place = (Some(meta.index), Some(meta.term));
                 self.violated(Rule::ConfigurationChain, (a.store, Some(b.store)), place, what.to_owned());

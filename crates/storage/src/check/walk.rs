@@ -470,6 +470,10 @@ fn follows(old: &Configuration, new: &Configuration) -> Result<(), &'static str>
     if new.voters.intersection(&new.learners).next().is_some() {
         return Err("the configuration has a replica as voter and as learner");
     }
+    if old.members().is_empty() {
+        // A replica that joined a running group: who was there before is not in its log.
+        return Ok(());
+    }
     if old.is_joint() {
         return match confchange::apply(old, &ConfigurationChange::Leave) {
             Ok(left) if left == *new => Ok(()),

@@ -42,13 +42,20 @@ pub(crate) enum Header {
     Bad,
 }
 
+/// A segment's id as it stands in a file, if it may be one: later ones are counted from it. At 16 MiB each it would take
+/// 32 PiB to use them up.
+pub(crate) fn id(number: u64) -> Option<u32> {
+    u32::try_from(number).ok().filter(|id| (1..=u32::MAX / 2).contains(id))
+}
+
 pub(crate) fn file_name(number: u64) -> String {
     format!("journal-{number:08x}.seg")
 }
 
-/// The number in a segment file's name.
+/// The number in a segment file's name, if it is written exactly as this software writes it.
 pub(crate) fn file_number(name: &str) -> Option<u64> {
-    u64::from_str_radix(name.strip_prefix("journal-")?.strip_suffix(".seg")?, 16).ok()
+    let number = u64::from_str_radix(name.strip_prefix("journal-")?.strip_suffix(".seg")?, 16).ok()?;
+    (number < u64::MAX && file_name(number) == name).then_some(number)
 }
 
 fn encode_header(journal: u64, id: u32, bytes: u64) -> Vec<u8> {

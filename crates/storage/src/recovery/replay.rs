@@ -12,13 +12,10 @@ use crate::codec::{self, Change, Decoder, Slot};
 use crate::cold::contents::Contents;
 use crate::cold::{self, Cold, Key, Meta, Tombstone};
 use crate::error::OpenError;
-use crate::index::{CLEAN, COLD, ColdGarbage, GroupIndex, PENDING, Place};
+use crate::index::{CLEAN, ColdGarbage, GroupIndex, GroupMap, Place};
 use crate::marker::Marker;
 use crate::recovery::scan::{Replayed, ReplayedItem};
 use crate::state::{Note, Tomb};
-
-/// Stands for an entry that was not found yet.
-const MISSING: Place = Place { segment: PENDING, offset: 0, shape: codec::Shape::MISSING };
 
 /// A group as of the cold tier, while the journal has not come so far.
 #[derive(Debug)]
@@ -64,8 +61,8 @@ struct DeadGroup {
 /// The state of an opening.
 #[derive(Debug, Default)]
 pub(crate) struct Replay {
-    groups: HashMap<GroupId, Group>,
-    dead: HashMap<GroupId, DeadGroup>,
+    groups: GroupMap<Group>,
+    dead: GroupMap<DeadGroup>,
     notes: BTreeMap<String, Note>,
     /// Every entry that the cold tier holds.
     cold_entries: Vec<(GroupId, LogIndex)>,
@@ -79,8 +76,8 @@ pub(crate) struct Replay {
 /// What came out.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    pub(crate) groups: HashMap<GroupId, Box<GroupIndex>>,
-    pub(crate) tombs: HashMap<GroupId, Tomb>,
+    pub(crate) groups: GroupMap<Box<GroupIndex>>,
+    pub(crate) tombs: GroupMap<Tomb>,
     pub(crate) notes: BTreeMap<String, Note>,
     pub(crate) garbage: Vec<ColdGarbage>,
     pub(crate) entries: u64,
@@ -128,7 +125,13 @@ impl Replay {
                     let value = Bytes::copy_from_slice(codec::unsealed(value)?);
                     self.notes.insert(key, Note { value, dirty: CLEAN });
                 }
-                Key::Checkpoint => checkpoint = cold::decode_number(value)?,
+                Key::Checkpoint => {
+                    checkpoint = cold::decode_number(value)?;
+                    // The next one has the next number.
+                    if checkpoint > codec::INDEX_MAX {
+                        return Err(codec::DecodeError("the checkpoint's number is too large"));
+                    }
+                }
                 Key::Journal => journal = Some(cold::decode_number(value)?),
                 Key::Entry(group, index, 0) => {
                     self.gathered(pieces.take(), &mut slots);
@@ -182,7 +185,7 @@ impl Replay {
             self.unreadable.insert((group, index), "a piece of it is missing");
             return;
         }
-        match codec::decode_entry(&bytes, group, index).and_then(|_| codec::entry_slot(&bytes)) {
+        match codec::decode_entry(bytes.clone(), group, index).and_then(|_| codec::entry_slot(&bytes)) {
             Ok(slot) => slots.push((group, index, slot)),
             Err(e) => {
                 self.unreadable.insert((group, index), e.0);
@@ -214,7 +217,8 @@ impl Replay {
                 );
                 return Err(OpenError::Group { group: id.0, what });
             }
-            self.groups.insert(id, Group::Base(Base { meta, entries: vec![(MISSING, None); len as usize] }));
+            self.groups
+                .insert(id, Group::Base(Base { meta, entries: vec![(Place::MISSING, None); len as usize] }));
         }
         for (id, tombstone) in tombstones {
             let tomb = Tomb { replica: tombstone.replica, dirty: CLEAN };
@@ -222,7 +226,7 @@ impl Replay {
         }
         for (id, index, slot) in slots {
             if let Some(Group::Base(base)) = self.groups.get_mut(&id) {
-                base.set(index, Place { segment: COLD, offset: 0, shape: slot.shape }, slot.term);
+                base.set(index, Place::cold(slot.shape), slot.term);
             }
         }
         Ok(())
@@ -230,19 +234,19 @@ impl Replay {
 
     /// Carries out what the journal says.
     pub(crate) fn apply(&mut self, found: Replayed<'_>) -> Result<(), OpenError> {
-        let Replayed { batch, segment, body_at, file, item, .. } = found;
+        let Replayed { batch, batch_at, file, item, .. } = found;
         match item {
             // For those who check several stores; see `records`.
             ReplayedItem::Leads(..) => Ok(()),
             ReplayedItem::Note(key, value) => {
                 let note = self.notes.entry(key).or_insert(Note { value: Bytes::new(), dirty: CLEAN });
                 note.value = value;
-                note.dirty = note.dirty.min(segment);
+                note.dirty = note.dirty.min(batch);
                 Ok(())
             }
             ReplayedItem::Group(change) => {
                 let group = change.group.0;
-                self.apply_change(&change, batch, segment, body_at).map_err(|rule| OpenError::Group {
+                self.apply_change(&change, batch, batch_at).map_err(|rule| OpenError::Group {
                     group,
                     what: format!("batch {batch} in {file} does not follow from what is before it: {rule}"),
                 })
@@ -250,20 +254,14 @@ impl Replay {
         }
     }
 
-    fn apply_change(
-        &mut self,
-        change: &Change,
-        batch: u64,
-        segment: u32,
-        body_at: u32,
-    ) -> Result<(), String> {
+    fn apply_change(&mut self, change: &Change<'_>, batch: u64, batch_at: u32) -> Result<(), String> {
         let id = change.group;
-        let place = |slot: &Slot| Place { segment, offset: body_at + slot.offset, shape: slot.shape };
         if let Some(Group::Base(base)) = self.groups.get_mut(&id)
             && batch <= base.meta.as_of
         {
             for (n, slot) in change.slots.iter().enumerate() {
-                base.set(change.first + n as u64, place(slot), slot.term);
+                let place = Place::in_batch(batch, slot.offset - batch_at, slot.shape);
+                base.set(change.first + n as u64, place, slot.term);
             }
             return Ok(());
         }
@@ -273,7 +271,7 @@ impl Replay {
                 if batch <= dead.as_of {
                     return Ok(());
                 }
-                dead.tomb.dirty = dead.tomb.dirty.min(segment);
+                dead.tomb.dirty = dead.tomb.dirty.min(batch);
                 if change.create.is_none() {
                     return Ok(());
                 }
@@ -289,8 +287,7 @@ impl Replay {
         }
         let Group::Live(group) = slot else { unreachable!("made live above") };
         group.check(change)?;
-        group.apply(change, Vec::new(), place, &mut self.garbage);
-        group.dirty = group.dirty.min(segment);
+        group.apply(change, batch, batch_at, &mut self.garbage);
         if change.destroy {
             group.clear(id, &mut self.garbage);
             let older = self.dead.get(&id).map_or(CLEAN, |dead| dead.tomb.dirty);
@@ -303,7 +300,7 @@ impl Replay {
 
     /// Checks that every log is whole.
     pub(crate) fn finish(self) -> Result<Outcome, OpenError> {
-        let mut groups = HashMap::with_capacity(self.groups.len());
+        let mut groups = GroupMap::with_capacity_and_hasher(self.groups.len(), Default::default());
         let mut entries = 0;
         for (id, group) in self.groups {
             let group = match group {
@@ -331,7 +328,7 @@ impl Replay {
         }
         let mut garbage = self.garbage;
         for (group, index) in self.cold_entries {
-            let used = groups.get(&group).and_then(|g| g.place(index)).is_some_and(|p| p.segment == COLD);
+            let used = groups.get(&group).and_then(|g| g.place(index)).is_some_and(Place::is_cold);
             if !used {
                 garbage.push(ColdGarbage { group, range: index.0..index.0 + 1 });
             }

@@ -66,7 +66,14 @@ impl Files {
                 return Err(OpenError::Damaged { file: name, offset: 0, what, evidence });
             }
             Header::Good { id, .. } => {
-                let id = u32::try_from(id).unwrap_or(u32::MAX);
+                let Some(id) = segment::id(id) else {
+                    return Err(OpenError::Damaged {
+                        file: name,
+                        offset: 0,
+                        what: format!("it says that it is segment {id}, which no segment can be"),
+                        evidence: "the header's checksum is good: it was written like this".to_owned(),
+                    });
+                };
                 let segment = Arc::new(Segment { id, name, file, bytes: len });
                 if let Some(other) = self.by_id.insert(id, Arc::clone(&segment)) {
                     return Err(OpenError::Damaged {
@@ -113,7 +120,8 @@ pub(crate) struct Scanned {
 #[derive(Debug)]
 pub(crate) struct Replayed<'a> {
     pub(crate) batch: u64,
-    pub(crate) segment: u32,
+    /// Where the batch begins in the record's body.
+    pub(crate) batch_at: u32,
     /// Where the record's body begins in the segment.
     pub(crate) body_at: u32,
     pub(crate) file: &'a str,
@@ -125,7 +133,7 @@ pub(crate) struct Replayed<'a> {
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "lives for one call, and the large one is the usual one")]
 pub(crate) enum ReplayedItem {
-    Group(Change),
+    Group(Change<'static>),
     Note(String, bytes::Bytes),
     Leads(GroupId, Term),
 }
@@ -152,9 +160,9 @@ pub(crate) fn run(
     let mut bytes = Vec::new();
     let end = loop {
         read_whole(segment, &mut bytes)?;
-        let first_batch = next_batch;
-        let end = scan_segment(segment, &bytes, &mut next_batch, &mut apply)?;
-        live.insert(segment.id, LiveSegment { segment: Arc::clone(segment), first_batch });
+        let mut found = LiveSegment::new(Arc::clone(segment), next_batch);
+        let end = scan_segment(&mut found, &bytes, &mut next_batch, &mut apply)?;
+        live.insert(segment.id, found);
         if let Some((at, head)) = record::find_after(&bytes, end.offset, u64::from(segment.id)) {
             return Err(OpenError::Damaged {
                 file: segment.name.clone(),
@@ -248,11 +256,12 @@ fn first_record(segment: &Segment) -> Result<Found, OpenError> {
 }
 
 fn scan_segment(
-    segment: &Segment,
+    live: &mut LiveSegment,
     bytes: &[u8],
     next_batch: &mut u64,
     apply: &mut impl FnMut(Replayed<'_>) -> Result<(), OpenError>,
 ) -> Result<End, OpenError> {
+    let segment = Arc::clone(&live.segment);
     let mut offset = RECORDS_AT as usize;
     loop {
         match record::look(bytes, offset, u64::from(segment.id)) {
@@ -269,7 +278,7 @@ fn scan_segment(
                 }
                 let body_at = offset + HEAD_BYTES;
                 let body = &bytes[body_at..body_at + head.body_len as usize];
-                replay_record(segment, body, body_at as u32, next_batch, apply)?;
+                replay_record(live, body, body_at as u32, next_batch, apply)?;
                 offset += head.stride();
             }
         }
@@ -277,13 +286,14 @@ fn scan_segment(
 }
 
 fn replay_record(
-    segment: &Segment,
+    live: &mut LiveSegment,
     body: &[u8],
     body_at: u32,
     next_batch: &mut u64,
     apply: &mut impl FnMut(Replayed<'_>) -> Result<(), OpenError>,
 ) -> Result<(), OpenError> {
     let first = *next_batch;
+    let segment = Arc::clone(&live.segment);
     let damaged = |what: &str| OpenError::Damaged {
         file: segment.name.clone(),
         offset: u64::from(body_at) - HEAD_BYTES as u64,
@@ -291,10 +301,14 @@ fn replay_record(
         evidence: "the record's checksum is good: it was written like this".to_owned(),
     };
     let mut d = Decoder::new(body);
+    let mut batch_at = 0;
     while !d.is_empty() {
+        let item_at = d.pos() as u32;
         let item = match d.item().map_err(|e| damaged(&e.to_string()))? {
             Item::Batch => {
                 *next_batch += 1;
+                batch_at = item_at;
+                live.push_batch(body_at + item_at);
                 continue;
             }
             Item::Group(change) => ReplayedItem::Group(change),
@@ -305,7 +319,7 @@ fn replay_record(
             return Err(damaged("a change stands before the first batch"));
         }
         let batch = *next_batch - 1;
-        apply(Replayed { batch, segment: segment.id, body_at, file: &segment.name, body, item })?;
+        apply(Replayed { batch, batch_at, body_at, file: &segment.name, body, item })?;
     }
     if *next_batch == first { Err(damaged("the record holds no batch")) } else { Ok(()) }
 }

@@ -15,7 +15,7 @@ use super::format::{self, Group, Marker};
 const JOURNAL: u64 = 7;
 
 /// What the rest of the bytes is used as. Checksums around it are made good, so that what is behind them is reached.
-pub(crate) const KINDS: u8 = 8;
+pub(crate) const KINDS: u8 = 9;
 
 fn put_pair(pairs: &mut format::Pairs, key: Vec<u8>, value: Vec<u8>) {
     pairs.retain(|(k, _)| *k != key);
@@ -37,7 +37,7 @@ pub(crate) fn disk_of(data: &[u8]) -> MemoryDisk {
     let mut marker = Marker::new(JOURNAL).bytes();
     let mut records = format::record(1, 1, &good);
     let mut pairs = format::cold_base(JOURNAL, 0);
-    let mut raw_cold = None;
+    let (mut raw_cold, mut head) = (None, None);
     match kind {
         0 => header = format::sealed(rest),
         1 => marker = format::sealed(rest),
@@ -49,12 +49,18 @@ pub(crate) fn disk_of(data: &[u8]) -> MemoryDisk {
             let cut = rest.first().map_or(0, |n| usize::from(*n) + 1).min(rest.len());
             put_pair(&mut pairs, rest[..cut].to_vec(), rest[cut..].to_vec());
         }
-        _ => raw_cold = Some(rest.to_vec()),
+        7 => raw_cold = Some(rest.to_vec()),
+        _ => head = Some(format::sealed(rest)),
+    }
+    let mut segment = format::segment(1, JOURNAL, 1, &records);
+    if let Some(head) = head {
+        let len = head.len().min(segment.len());
+        segment[..len].copy_from_slice(&head[..len]);
     }
     let disk = MemoryDisk::new();
     disk.put("HEADER", header);
     disk.put("MARKER", marker);
-    disk.put("journal-00000001.seg", format::segment(1, JOURNAL, 1, &records));
+    disk.put("journal-00000001.seg", segment);
     disk.put("COLD", raw_cold.unwrap_or_else(|| format::cold_tier(pairs)));
     disk
 }

@@ -338,12 +338,16 @@ impl Model {
     }
 }
 
-/// Waits until the checkpoint thread has come so far. It works beside the writers and may be behind for a moment; what it
-/// has to do it does without being asked again.
-pub(crate) fn until(store: &LogStore, reached: impl Fn(&pontoon_storage::Stats) -> bool) {
+/// Waits for something that another thread of the store does without being asked again.
+pub(crate) fn until(what: &str, mut is: impl FnMut() -> bool) {
     let began = std::time::Instant::now();
-    while !reached(&store.stats()) {
-        assert!(began.elapsed() < std::time::Duration::from_secs(60), "{:?}", store.stats());
-        std::thread::sleep(std::time::Duration::from_millis(5));
+    while !is() {
+        assert!(began.elapsed() < std::time::Duration::from_secs(60), "waited too long: {what}");
+        std::thread::sleep(std::time::Duration::from_millis(2));
     }
+}
+
+/// Waits until the store's threads have come so far.
+pub(crate) fn until_stats(store: &LogStore, reached: impl Fn(&pontoon_storage::Stats) -> bool) {
+    until("of the store's counters", || reached(&store.stats()));
 }

@@ -26,6 +26,7 @@ fn proposal(id: u128, bytes: usize) -> Item {
         id: EntryId(id),
         at: RelayNumber { number: 3, floor: 1 },
         asks: false,
+        class: pontoon_flow::Class::Regular,
         data,
     })
 }

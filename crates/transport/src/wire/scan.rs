@@ -14,6 +14,7 @@ pub(crate) const ENTRIES_MAX: usize = 65_536;
 const FRAME_MESSAGES: u64 = 3;
 const FRAME_PROPOSALS: u64 = 4;
 const FRAME_REPLIES: u64 = 5;
+const FRAME_ADMITTED: u64 = 7;
 const MESSAGE_APPEND: u64 = 9;
 const APPEND_ENTRIES: u64 = 4;
 
@@ -81,7 +82,7 @@ pub(crate) fn frame(encoded: &[u8]) -> Result<(), WireError> {
                 items += 1;
                 self::message(message, &mut entries)?;
             }
-            (FRAME_PROPOSALS | FRAME_REPLIES, _) => items += 1,
+            (FRAME_PROPOSALS | FRAME_REPLIES | FRAME_ADMITTED, _) => items += 1,
             _ => {}
         }
         if items > ITEMS_MAX {

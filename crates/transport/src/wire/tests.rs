@@ -127,6 +127,7 @@ fn proposal() -> impl Strategy<Value = RelayedProposal> {
             id: EntryId(id),
             at,
             asks,
+            class: if term % 2 == 0 { Class::Elastic } else { Class::Regular },
             data: data.into(),
         },
     )
@@ -153,13 +154,28 @@ fn reply() -> impl Strategy<Value = ProposalReply> {
     )
 }
 
-type Parts = (Vec<(GroupId, Message)>, Vec<RelayedProposal>, Vec<ProposalReply>, Option<u64>);
-
-fn parts() -> impl Strategy<Value = Parts> {
-    (vec(message(), 0..6), vec(proposal(), 0..3), vec(reply(), 0..3), any::<Option<u64>>())
+fn report() -> impl Strategy<Value = Report> {
+    (any::<[u64; 3]>(), 0..=NUMBER_MAX, 0..=NUMBER_MAX, 0..=NUMBER_MAX).prop_map(
+        |([group, from, to], term, regular, elastic)| Report {
+            group: GroupId(group),
+            from: ReplicaId { store: ENDS.from, number: from },
+            to: ReplicaId { store: ENDS.to, number: to },
+            admitted: Admitted {
+                term: Term(term),
+                upto: PerClass { regular: LogIndex(regular), elastic: LogIndex(elastic) },
+            },
+        },
+    )
 }
 
-fn encode((messages, proposals, replies, ping): Parts) -> Vec<u8> {
+type Parts = (Vec<(GroupId, Message)>, Vec<RelayedProposal>, Vec<ProposalReply>, Vec<Report>, Option<u64>);
+
+fn parts() -> impl Strategy<Value = Parts> {
+    let reports = vec(report(), 0..3);
+    (vec(message(), 0..6), vec(proposal(), 0..3), vec(reply(), 0..3), reports, any::<Option<u64>>())
+}
+
+fn encode((messages, proposals, replies, reports, ping): Parts) -> Vec<u8> {
     let messages = messages.into_iter().map(|(group, mut message)| {
         let entries = match &mut message.body {
             Body::AppendEntries(AppendEntries { entries: Entries::Inline(entries), .. }) => {
@@ -176,6 +192,7 @@ fn encode((messages, proposals, replies, ping): Parts) -> Vec<u8> {
         messages: messages.collect(),
         proposals: proposals.into_iter().map(proposal_to_wire).collect(),
         proposal_replies: replies.into_iter().map(reply_to_wire).collect(),
+        admitted: reports.into_iter().map(report_to_wire).collect(),
     }
     .encode_to_vec()
 }
@@ -209,7 +226,8 @@ proptest! {
     fn what_is_said_arrives(parts in parts()) {
         let frame = gate(encode(parts.clone())).unwrap();
         assert_sound(&frame);
-        let (messages, proposals, replies, ping) = parts;
+        let (messages, proposals, replies, reports, ping) = parts;
+        prop_assert_eq!(frame.reports, reports);
         prop_assert_eq!(frame.messages, messages);
         prop_assert_eq!(frame.proposals, proposals);
         prop_assert_eq!(frame.replies, replies);

@@ -389,6 +389,7 @@ pub fn proposal(group: u64, id: u128, bytes: usize) -> RelayedProposal {
         id: EntryId(id),
         at: pontoon_raft_core::relay::RelayNumber { number: 1, floor: 1 },
         asks: false,
+        class: pontoon_flow::Class::Regular,
         data: Bytes::from(vec![b'x'; bytes]),
     }
 }

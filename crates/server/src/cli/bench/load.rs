@@ -16,14 +16,12 @@ use tokio::task::LocalSet;
 use super::material::{Material, Random};
 use super::preload::KEYSPACE_METADATA;
 use super::wire::{Call, Caller, Connection};
-use super::{Global, Load};
+use super::{Global, LATENCY_US_MAX, Load};
+use crate::cli::connect::Dialer;
 use crate::config::HostPort;
 
 /// Pause of a client after an error: a store that is down must not be answered by a busy loop.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
-
-/// Longest latency that is told apart, in microseconds: above any `--timeout` that makes sense.
-const LATENCY_US_MAX: u64 = 600_000_000;
 
 /// What happened to one kind of request.
 #[derive(Clone, Debug)]
@@ -139,9 +137,9 @@ struct Lane {
 }
 
 impl Lane {
-    async fn open(address: &HostPort, timeout: Duration) -> anyhow::Result<Self> {
+    async fn open(dialer: &Dialer, address: &HostPort) -> anyhow::Result<Self> {
         Ok(Self {
-            connection: Connection::open(address, timeout).await.map_err(|why| anyhow!(why))?,
+            connection: Connection::open(dialer, address).await.map_err(|why| anyhow!(why))?,
             range: Call::new(address, "/etcdserverpb.KV/Range")?,
             put: Call::new(address, "/etcdserverpb.KV/Put")?,
         })
@@ -151,10 +149,11 @@ impl Lane {
 /// Opens this thread's share of the connections, by their numbers.
 async fn connect(shared: &Shared, thread: u32, threads: u32) -> anyhow::Result<BTreeMap<u32, Rc<Lane>>> {
     let endpoints = &shared.global.endpoints;
+    let dialer = Dialer::new(&shared.global)?;
     let mut connections = BTreeMap::new();
     for number in (0..shared.load.connections).filter(|number| number % threads == thread) {
         let address = &endpoints[number as usize % endpoints.len()];
-        connections.insert(number, Rc::new(Lane::open(address, shared.global.timeout).await?));
+        connections.insert(number, Rc::new(Lane::open(&dialer, address).await?));
     }
     Ok(connections)
 }

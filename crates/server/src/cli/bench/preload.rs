@@ -1,6 +1,6 @@
 //! Before the load: keyspaces exist, and keys that are to be read are there.
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use pontoon_proto::etcdserverpb::kv_client::KvClient;
 use pontoon_proto::etcdserverpb::request_op::Request as Op;
 use pontoon_proto::etcdserverpb::{PutRequest, RangeRequest, RequestOp, TxnRequest};
@@ -10,7 +10,7 @@ use tonic::transport::Channel;
 
 use super::material::{Material, Random};
 use super::{Global, Load};
-use crate::cli::connect::{channel, refusal, root_cause};
+use crate::cli::connect::{Dialer, refusal};
 use crate::cli::dev::create_keyspaces;
 
 /// Puts in one transaction: below etcd's limit of 128.
@@ -29,13 +29,12 @@ pub(super) fn run(load: &Load, global: &Global) -> anyhow::Result<()> {
     }
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let address = &global.endpoints[0];
-        create_keyspaces(address, &material.keyspaces, global.timeout).await?;
+        let dialer = Dialer::new(global)?;
+        create_keyspaces(&dialer, address, &material.keyspaces).await?;
         if load.reads_percent == 0 {
             return Ok(());
         }
-        let connected = channel(address, global.timeout)?.connect().await;
-        let channel = connected.map_err(|error| anyhow!("{address}: {}", root_cause(&error)))?;
-        let mut client = KvClient::new(channel);
+        let mut client = KvClient::new(dialer.channel(address).await?);
         let mut random = Random::new(load.args.seed, u64::MAX - 1);
         let mut names: Vec<Option<MetadataValue<Ascii>>> = Vec::new();
         for name in &material.keyspaces {
@@ -47,7 +46,7 @@ pub(super) fn run(load: &Load, global: &Global) -> anyhow::Result<()> {
         for name in &names {
             fill(&mut client, &material, name.as_ref(), &mut random)
                 .await
-                .map_err(|status| refusal(address, &status))
+                .map_err(|status| refusal(&dialer, address, &status))
                 .context("writing the keys to be read")?;
         }
         Ok(())

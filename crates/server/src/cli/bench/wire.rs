@@ -15,9 +15,9 @@ use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TE};
 use http::uri::{Authority, Scheme};
 use http::{Method, Request, StatusCode, Uri, Version};
 use prost::Message;
-use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 
+use crate::cli::connect::Dialer;
 use crate::config::HostPort;
 
 /// Bytes of answers that may be under way on a connection. Large, so that few frames have to say "go on".
@@ -31,7 +31,7 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) struct Connection {
     address: HostPort,
-    timeout: Duration,
+    dialer: Dialer,
     state: Mutex<State>,
 }
 
@@ -45,10 +45,10 @@ struct State {
 
 impl Connection {
     /// Connects.
-    pub(super) async fn open(address: &HostPort, timeout: Duration) -> Result<Self, String> {
-        let sender = Some(connect(address, timeout).await?);
+    pub(super) async fn open(dialer: &Dialer, address: &HostPort) -> Result<Self, String> {
+        let sender = Some(connect(dialer, address).await?);
         let state = Mutex::new(State { generation: 1, sender, last_failure: None });
-        Ok(Self { address: address.clone(), timeout, state })
+        Ok(Self { address: address.clone(), dialer: dialer.clone(), state })
     }
 
     /// A sender of a connection newer than `broken`, with its generation.
@@ -63,7 +63,7 @@ impl Connection {
         if let Some((_, why)) = state.last_failure.as_ref().filter(|(at, _)| at.elapsed() < RECONNECT_PAUSE) {
             return Err(why.clone());
         }
-        match connect(&self.address, self.timeout).await {
+        match connect(&self.dialer, &self.address).await {
             Ok(sender) => {
                 state.generation += 1;
                 state.sender = Some(sender.clone());
@@ -77,10 +77,10 @@ impl Connection {
     }
 }
 
-async fn connect(address: &HostPort, timeout: Duration) -> Result<SendRequest<Bytes>, String> {
+async fn connect(dialer: &Dialer, address: &HostPort) -> Result<SendRequest<Bytes>, String> {
+    let timeout = dialer.timeout();
     let connecting = async {
-        let socket = TcpStream::connect(address.to_string()).await.map_err(|e| format!("{address}: {e}"))?;
-        socket.set_nodelay(true).map_err(|e| format!("{address}: {e}"))?;
+        let socket = dialer.socket(address).await.map_err(|e| e.to_string())?;
         let mut builder = Builder::new();
         builder
             .enable_push(false)

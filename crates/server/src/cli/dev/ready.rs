@@ -10,7 +10,7 @@ use pontoon_proto::v1::admin_client::AdminClient;
 use tonic::Code;
 
 use super::plan::Plan;
-use crate::cli::connect::{channel, refusal};
+use crate::cli::connect::{Dialer, refusal};
 use crate::config::HostPort;
 
 /// Pause between two attempts: short beside an election, and cheap.
@@ -34,14 +34,13 @@ pub(super) async fn bring_up(plan: &Plan, keyspaces: u32, timeout: Duration) -> 
         bail!("the cluster does not take requests after {READY_WITHIN:?}; see the logs in {logs}");
     }
     let names: Vec<_> = (1..=keyspaces).map(|i| format!("ks-{i}")).collect();
-    create_keyspaces(&plan.stores[0].client, &names, timeout).await?;
+    create_keyspaces(&Dialer::plain(timeout), &plan.stores[0].client, &names).await?;
     Ok(names)
 }
 
 async fn answers(address: &HostPort, timeout: Duration) -> bool {
-    let Ok(endpoint) = channel(address, timeout) else { return false };
     let read = async {
-        let mut client = KvClient::new(endpoint.connect().await.ok()?);
+        let mut client = KvClient::new(Dialer::plain(timeout).channel(address).await.ok()?);
         client.range(RangeRequest { key: "pontoon-dev".into(), ..RangeRequest::default() }).await.ok()
     };
     matches!(tokio::time::timeout(timeout, read).await, Ok(Some(_)))
@@ -49,21 +48,21 @@ async fn answers(address: &HostPort, timeout: Duration) -> bool {
 
 /// Makes those of the keyspaces that do not exist yet.
 pub(crate) async fn create_keyspaces(
+    dialer: &Dialer,
     address: &HostPort,
     names: &[String],
-    timeout: Duration,
 ) -> anyhow::Result<()> {
     if names.is_empty() {
         return Ok(());
     }
-    let mut client = AdminClient::new(channel(address, timeout)?.connect().await?);
+    let mut client = AdminClient::new(dialer.channel(address).await?);
     for name in names {
         let request = CreateKeyspaceRequest { name: name.clone(), replicas: 0 };
-        match tokio::time::timeout(timeout, client.create_keyspace(request)).await {
+        match tokio::time::timeout(dialer.timeout(), client.create_keyspace(request)).await {
             Ok(Ok(_made)) => {}
             Ok(Err(status)) if status.code() == Code::AlreadyExists => {}
             Ok(Err(status)) => {
-                return Err(refusal(address, &status).context(format!("creating keyspace {name}")));
+                return Err(refusal(dialer, address, &status).context(format!("creating keyspace {name}")));
             }
             Err(elapsed) => {
                 return Err(elapsed).with_context(|| format!("creating keyspace {name} at {address}"));

@@ -38,6 +38,8 @@ pub(super) struct GroupDocument {
     servers: Vec<ServerDocument>,
     /// The store's disk is nearly full.
     space_low: bool,
+    /// The leader's flow control, in words.
+    flow: String,
 }
 
 #[derive(Serialize)]
@@ -105,6 +107,7 @@ impl From<GroupStatus> for GroupDocument {
             disconnections: group.disconnections,
             servers: group.servers.into_iter().map(ServerDocument::from).collect(),
             space_low: group.space_low,
+            flow: group.flow,
         }
     }
 }
@@ -177,6 +180,7 @@ impl GroupDocument {
             ("committed", format!("{} ({} not yet)", self.commit, self.uncommitted)),
             ("applied", format!("{} ({} not yet)", self.applied, self.unapplied)),
             ("disconnections", self.disconnections.to_string()),
+            ("flow control", or_dash(Some(self.flow.clone()).filter(|flow| !flow.is_empty()))),
         ];
         let fields = table(&["field", "value"], fields.map(|(field, value)| [field.to_owned(), value]));
         let servers = table(
@@ -247,6 +251,7 @@ mod tests {
                 last_msg_ms_ago: Some(12),
             }],
             space_low: true,
+            flow: "group 1".into(),
         };
         let document = GroupDocument::from(status);
         let expected = serde_json::json!({
@@ -263,7 +268,7 @@ mod tests {
                 "store": "0000000000000002", "name": "n2", "address": "h:2", "self": false, "role": "voter",
                 "phase": "stable", "next_index": 91, "match_index": 90, "last_msg_ms_ago": 12
             }],
-            "space_low": true
+            "space_low": true, "flow": "group 1"
         });
         assert_eq!(serde_json::to_value(&document).expect("plain"), expected);
         let table = document.table();

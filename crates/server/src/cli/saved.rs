@@ -1,0 +1,303 @@
+//! `pontoon keyspace save` and `restore`: a keyspace's state in a file, and a new keyspace from it.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use pontoon_proto::etcdserverpb::auth_client::AuthClient;
+use pontoon_proto::etcdserverpb::maintenance_client::MaintenanceClient;
+use pontoon_proto::etcdserverpb::{AuthenticateRequest, SnapshotRequest};
+use pontoon_proto::v1::restore_client::RestoreClient;
+use pontoon_proto::v1::{CreateKeyspaceRequest, DeleteKeyspaceRequest, FillRequest, FillResponse};
+use ring::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
+use serde::Serialize;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataValue;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+
+use super::Global;
+use super::connect::{Dialer, Repeat, ask, refusal};
+use super::output::Hex;
+use crate::config::HostPort;
+
+/// What a saved state begins with.
+const MAGIC: &[u8] = b"PNKV";
+
+/// What the length of a saved state without its sum is a multiple of.
+const BLOCK_BYTES: u64 = 512;
+
+/// What is read from a file, and sent, at a time.
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// How long a new keyspace may take to be known to the store that is asked.
+const KNOWN_ATTEMPTS: usize = 40;
+const KNOWN_PAUSE: Duration = Duration::from_millis(250);
+
+/// Reads as much as there is, up to the length of the buffer.
+fn read_up_to(file: &mut impl std::io::Read, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(filled)
+}
+
+/// Checks a saved state from its first byte to its last, and returns its length without the sum.
+fn check(path: &Path) -> anyhow::Result<u64> {
+    let shown = path.display();
+    let mut file = File::open(path).with_context(|| format!("cannot open {shown}"))?;
+    let length = file.metadata().with_context(|| format!("cannot look at {shown}"))?.len();
+    let sum_bytes = SHA256_OUTPUT_LEN as u64;
+    let body = length.saturating_sub(sum_bytes);
+    if length < sum_bytes + BLOCK_BYTES || !body.is_multiple_of(BLOCK_BYTES) {
+        bail!("{shown} has {length} bytes, which no saved keyspace has; it was cut off, use another copy");
+    }
+    let mut sum = Context::new(&SHA256);
+    let mut buffer = vec![0; CHUNK_BYTES];
+    let mut left = body;
+    while left > 0 {
+        let wanted = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let got =
+            read_up_to(&mut file, &mut buffer[..wanted]).with_context(|| format!("cannot read {shown}"))?;
+        if got == 0 {
+            bail!("{shown} became shorter while it was read; try again");
+        }
+        if left == body && !buffer.starts_with(MAGIC) {
+            bail!(
+                "{shown} is no saved keyspace of Pontoon: a snapshot of etcd itself cannot be restored; copy the keys with a \
+                 client instead"
+            );
+        }
+        sum.update(&buffer[..got]);
+        left -= got as u64;
+    }
+    let mut expected = [0; SHA256_OUTPUT_LEN];
+    file.read_exact(&mut expected).with_context(|| format!("cannot read {shown}"))?;
+    if sum.finish().as_ref() != expected {
+        bail!("{shown} is damaged: its checksum is wrong; nothing was restored, use another copy");
+    }
+    Ok(body)
+}
+
+/// The first store that listens.
+struct Store {
+    dialer: Dialer,
+    address: HostPort,
+    channel: Channel,
+}
+
+impl Store {
+    async fn connect(global: &Global) -> anyhow::Result<Self> {
+        let dialer = Dialer::new(global)?;
+        let mut failures = Vec::new();
+        for address in &global.endpoints {
+            match dialer.channel(address).await {
+                Ok(channel) => return Ok(Self { address: address.clone(), channel, dialer }),
+                Err(refused) => failures.push(refused.to_string()),
+            }
+        }
+        bail!("no store answers ({}); start one, or name others by --endpoints", failures.join("; "))
+    }
+
+    fn refusal(&self, status: &Status) -> anyhow::Error {
+        refusal(&self.dialer, &self.address, status)
+    }
+}
+
+fn addressed<T>(message: T, name: &str, token: Option<&str>) -> anyhow::Result<Request<T>> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("pontoon-keyspace", MetadataValue::try_from(name)?);
+    if let Some(token) = token {
+        request.metadata_mut().insert("token", MetadataValue::try_from(token)?);
+    }
+    Ok(request)
+}
+
+#[derive(Serialize)]
+struct Saved {
+    keyspace: String,
+    file: String,
+    bytes: u64,
+}
+
+/// Saves a keyspace.
+pub(super) async fn save(name: &str, to: &Path, user: Option<&str>, global: &Global) -> anyhow::Result<()> {
+    let shown = to.display();
+    if to.exists() {
+        bail!("{shown} exists already; a saved keyspace never replaces a file; remove it or name another");
+    }
+    let store = Store::connect(global).await?;
+    let mut token = None;
+    if let Some((user, password)) = user.map(|user| user.split_once(':').unwrap_or((user, ""))) {
+        let login = AuthenticateRequest { name: user.to_owned(), password: password.to_owned() };
+        let answer = AuthClient::new(store.channel.clone()).authenticate(addressed(login, name, None)?).await;
+        token = Some(answer.map_err(|status| store.refusal(&status))?.into_inner().token);
+    }
+    let request = addressed(SnapshotRequest {}, name, token.as_deref())?;
+    let answer = MaintenanceClient::new(store.channel.clone()).snapshot(request).await;
+    let mut pieces = answer.map_err(|status| store.refusal(&status))?.into_inner();
+    // Under another name until it is whole and checked.
+    let mut part = to.as_os_str().to_owned();
+    part.push(".part");
+    let part = std::path::PathBuf::from(part);
+    let writing = || format!("cannot write {}", part.display());
+    let mut file = File::create(&part).with_context(writing)?;
+    let written = async {
+        let mut bytes = 0;
+        while let Some(piece) = pieces.message().await.map_err(|status| store.refusal(&status))? {
+            file.write_all(&piece.blob).with_context(writing)?;
+            bytes += piece.blob.len() as u64;
+        }
+        file.sync_all().with_context(writing)?;
+        check(&part)?;
+        std::fs::rename(&part, to).with_context(|| format!("cannot rename {} to {shown}", part.display()))?;
+        anyhow::Ok(bytes)
+    };
+    let bytes = match written.await {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            let _ = std::fs::remove_file(&part);
+            return Err(error);
+        }
+    };
+    let saved = Saved { keyspace: name.to_owned(), file: shown.to_string(), bytes };
+    global
+        .output
+        .print(&saved, |s| format!("keyspace {} is saved in {} ({} bytes)", s.keyspace, s.file, s.bytes))
+}
+
+#[derive(Serialize)]
+struct Restored {
+    keyspace: String,
+    id: Hex,
+    revision: i64,
+    bytes: u64,
+}
+
+/// Makes a keyspace from a saved one.
+pub(super) async fn restore(
+    name: &str,
+    from: &Path,
+    replicas: Option<u32>,
+    global: &Global,
+) -> anyhow::Result<()> {
+    // All of it is checked before there is anything that would have to be taken back.
+    let length = check(from)?;
+    let store = Store::connect(global).await?;
+    let create = CreateKeyspaceRequest { name: name.to_owned(), replicas: replicas.unwrap_or(0) };
+    let made =
+        ask(global, Repeat::MightDoItTwice, async |client| client.create_keyspace(create.clone()).await);
+    let id = made.await?.keyspace.unwrap_or_default().id;
+    let mut attempt = 1;
+    let outcome = loop {
+        match fill(&store.channel, name, from, length).await? {
+            // Other stores hear of a new keyspace a moment later.
+            Err(status)
+                if attempt < KNOWN_ATTEMPTS
+                    && (status.code() == Code::NotFound
+                        || status.message().contains("ask another store")) =>
+            {
+                attempt += 1;
+                tokio::time::sleep(KNOWN_PAUSE).await;
+            }
+            outcome => break outcome,
+        }
+    };
+    let filled: FillResponse = match outcome {
+        Ok(filled) => filled,
+        Err(status) => return Err(give_up(name, id, &store.refusal(&status), global).await),
+    };
+    let restored =
+        Restored { keyspace: name.to_owned(), id: Hex(id), revision: filled.revision, bytes: filled.bytes };
+    global.output.print(&restored, |r| {
+        format!("keyspace {} with id {} is restored, at revision {}", r.keyspace, r.id, r.revision)
+    })
+}
+
+/// Takes the half-filled keyspace away, which nobody could use.
+async fn give_up(name: &str, id: u64, why: &anyhow::Error, global: &Global) -> anyhow::Error {
+    let request = DeleteKeyspaceRequest { name: name.to_owned(), id };
+    let gone =
+        ask(global, Repeat::MightDoItTwice, async |client| client.delete_keyspace(request.clone()).await);
+    match gone.await {
+        Ok(_) => anyhow!("{why}; the new keyspace {name} was deleted again"),
+        Err(error) => anyhow!("{why}; the new keyspace {name} ({id:016x}) could not be deleted: {error}"),
+    }
+}
+
+/// Sends the file. The outer error is this machine's, the inner one the store's.
+async fn fill(
+    channel: &Channel,
+    name: &str,
+    from: &Path,
+    length: u64,
+) -> anyhow::Result<Result<FillResponse, Status>> {
+    let mut file = File::open(from).with_context(|| format!("cannot open {}", from.display()))?;
+    let (pieces, stream) = mpsc::channel(2);
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut left = length;
+        while left > 0 {
+            let mut data = vec![0; CHUNK_BYTES.min(usize::try_from(left).unwrap_or(usize::MAX))];
+            let got = read_up_to(&mut file, &mut data)?;
+            data.truncate(got);
+            left -= got as u64;
+            // The store does not listen any more, and says why; or the file became shorter, which it will notice.
+            if got == 0 || pieces.blocking_send(FillRequest { data: data.into() }).is_err() {
+                break;
+            }
+        }
+        std::io::Result::Ok(())
+    });
+    let request = addressed(ReceiverStream::new(stream), name, None)?;
+    let answer = RestoreClient::new(channel.clone()).fill(request).await;
+    reading.await?.with_context(|| format!("cannot read {}", from.display()))?;
+    Ok(answer.map(tonic::Response::into_inner))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        file.write_all(bytes).expect("written");
+        file
+    }
+
+    fn sealed(body: &[u8]) -> Vec<u8> {
+        let mut bytes = body.to_vec();
+        bytes.extend_from_slice(ring::digest::digest(&SHA256, body).as_ref());
+        bytes
+    }
+
+    fn refused(bytes: &[u8]) -> String {
+        format!("{:#}", check(file(bytes).path()).expect_err("refused"))
+    }
+
+    #[test]
+    fn a_file_is_checked_whole_before_anything_is_made() {
+        let mut body = vec![0; 3 * CHUNK_BYTES + 512];
+        body[..4].copy_from_slice(MAGIC);
+        let whole = sealed(&body);
+        assert_eq!(check(file(&whole).path()).expect("whole"), body.len() as u64);
+        assert!(refused(&whole[..whole.len() - 1]).contains("cut off"));
+        assert!(refused(b"").contains("cut off"));
+        let mut damaged = whole.clone();
+        damaged[CHUNK_BYTES + 7] ^= 1;
+        assert!(refused(&damaged).contains("checksum is wrong"));
+        let mut damaged = whole;
+        *damaged.last_mut().expect("a sum") ^= 1;
+        assert!(refused(&damaged).contains("checksum is wrong"));
+        assert!(refused(&sealed(&[7; 1024])).contains("a snapshot of etcd itself"));
+        assert!(check(Path::new("/no/such/file")).is_err());
+    }
+}

@@ -1,0 +1,98 @@
+//! What `deploy/` and the documentation say of metrics and flags, against a store that runs.
+
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::cluster::{Cluster, free_ports};
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn file(name: &str) -> String {
+    std::fs::read_to_string(repository().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// The words of a text that begin with `prefix`.
+fn words<'a>(text: &'a str, prefix: &'static str) -> impl Iterator<Item = &'a str> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    text.split(move |c| !is_part(c)).filter(move |word| word.starts_with(prefix) && word.len() > prefix.len())
+}
+
+fn get(port: u16, path: &str) -> String {
+    let mut socket = TcpStream::connect(("127.0.0.1", port)).expect("connects");
+    socket.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).expect("writes");
+    let mut page = String::new();
+    socket.read_to_string(&mut page).expect("reads");
+    page
+}
+
+/// The names on a page of metrics: of samples, so counters end in `_total`.
+fn served(port: u16) -> BTreeSet<String> {
+    let page = get(port, "/metrics");
+    let families = page.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    families
+        .filter_map(|line| line.split_once(' '))
+        .map(|(name, kind)| if kind == "counter" { format!("{name}_total") } else { name.to_owned() })
+        .collect()
+}
+
+#[test]
+fn dashboards_alerts_and_documentation_name_the_metrics_that_exist() {
+    let port = free_ports(1)[0];
+    let _cluster = Cluster::start(1, &["--metrics-listen", &format!("127.0.0.1:{port}")]);
+    for (path, part) in [
+        ("/health", r#""health":"true""#),
+        ("/version", r#""etcdserver":"3.5."#),
+        ("/readyz", "ok"),
+        ("/livez", "ok"),
+    ] {
+        let page = get(port, path);
+        assert!(page.starts_with("HTTP/1.0 200") && page.contains(part), "{path}: {page}");
+    }
+    let served = served(port);
+    assert!(served.contains("pontoon_log_syncs_total"), "{served:?}");
+    for name in ["deploy/grafana/pontoon.json", "deploy/prometheus/alerts.yaml"] {
+        let text = file(name);
+        let mut named = words(&text, "pontoon_").peekable();
+        assert!(named.peek().is_some(), "{name} names no metric");
+        for metric in named {
+            let bare = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|end| metric.strip_suffix(end))
+                .unwrap_or(metric);
+            assert!(served.contains(bare), "{name} has {metric}, which no store serves");
+        }
+    }
+    let page = file("docs/src/operations.md");
+    let rows = page.lines().filter(|line| line.starts_with("| `pontoon_"));
+    let documented: BTreeSet<_> = rows.flat_map(|row| words(row, "pontoon_")).map(str::to_owned).collect();
+    let missing: Vec<_> = served.difference(&documented).collect();
+    assert!(missing.is_empty(), "docs/src/operations.md does not explain {missing:?}");
+    let gone: Vec<_> = documented.difference(&served).collect();
+    assert!(gone.is_empty(), "docs/src/operations.md explains {gone:?}, which no store serves");
+}
+
+#[test]
+fn deployments_use_flags_that_exist() {
+    let help = Command::new(env!("CARGO_BIN_EXE_pontoon"))
+        .args(["serve", "--help"])
+        .output()
+        .expect("the binary runs");
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    let known: BTreeSet<_> = words(&help, "--").collect();
+    for name in ["deploy/kubernetes/statefulset.yaml", "deploy/compose.yaml"] {
+        let text = file(name);
+        let arguments = text.lines().filter_map(|line| line.trim().strip_prefix("- --"));
+        let mut any = false;
+        for argument in arguments {
+            let flag = format!("--{}", argument.split('=').next().unwrap_or_default());
+            assert!(known.contains(flag.as_str()), "{name} has {flag}, which `pontoon serve` does not know");
+            any = true;
+        }
+        assert!(any, "{name} has no flags");
+    }
+}
