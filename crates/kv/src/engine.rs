@@ -24,6 +24,7 @@ use crate::background::{Background, Job};
 use crate::creation::Creation;
 use crate::error::StoreError;
 use crate::heads::Heads;
+use crate::log::LogMachine;
 use crate::mvcc::apply::KeyspaceMachine;
 use crate::mvcc::slot::{self, SlotMeta, SlotState};
 use crate::mvcc::state::Keyspace;
@@ -214,7 +215,16 @@ impl Engine {
         KeyspaceMachine::open(self, group).map_err(|e| machine_error(group, e))
     }
 
-    /// Forgets a group's state. Its machine must be closed.
+    /// The state machine of a group of kind log; a new and empty one if the group has none here. Only one may be open at a
+    /// time.
+    ///
+    /// # Errors
+    /// The engine fails.
+    pub fn open_log(&self, group: GroupId) -> Result<LogMachine, MachineError> {
+        LogMachine::open(self, group).map_err(|e| machine_error(group, e))
+    }
+
+    /// Forgets a group's state, of whatever kind. Its machine must be closed.
     ///
     /// # Errors
     /// The engine fails.
@@ -307,5 +317,5 @@ impl Engine {
 }
 
 pub(crate) fn machine_error(group: GroupId, e: StoreError) -> MachineError {
-    MachineError::with_source(format!("keyspace of group {group}"), e)
+    MachineError::with_source(format!("state of group {group}"), e)
 }

@@ -1,4 +1,5 @@
-//! An etcd-v3 keyspace as a replicated state machine, and its gRPC services.
+//! An etcd-v3 keyspace as a replicated state machine, and its gRPC services; beside it, in the same engine, plain logs
+//! ([`log`]).
 //!
 //! A [`KeyspaceMachine`] applies committed commands to an [`Engine`], the one embedded database of a store; a
 //! [`Keyspace`] reads what is applied, beside it; [`EtcdServices`] speak etcd's API over both, and need a
@@ -39,7 +40,7 @@
 //! - Hashes do not depend on how far the physical removal of compacted versions has come.
 //!
 //! # Map
-//! `command` what is in the log, and replies · `check` what is refused before · `engine` the database and its slots ·
+//! `command` what is in the log, and replies · `check` what is refused before · `engine`, `slots` the database and its slots · `log` plain replicated logs ·
 //! `heads` what was written lately ·
 //! `background` slow work · `mvcc::records` how bytes look · `mvcc::writer` batches · `mvcc::apply` commands ·
 //! `write_id`, `mvcc::once` writes that come again · `mvcc::txn` · `leases` when they end · `expiry` the task that ends them · `autocompact` when the past is forgotten by itself ·
@@ -63,8 +64,10 @@ mod expiry;
 mod heads;
 pub mod keyspace;
 mod leases;
+pub mod log;
 mod mvcc;
 mod services;
+mod slots;
 mod upkeep;
 mod write_id;
 mod writeback;

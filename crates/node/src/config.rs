@@ -50,6 +50,9 @@ pub struct NodeConfig {
     pub flow_limits: FlowLimits,
     /// What may wait to be applied by a replica here before its leader hears that entries are admitted no longer.
     pub flow_backlog: BacklogLimits,
+    /// Whether [`Node::failure_test`](crate::Node::failure_test) is allowed. Default false. A process of production must
+    /// not have it: whoever may ask for it can end the process.
+    pub failure_injection: bool,
 }
 
 impl NodeConfig {
@@ -75,6 +78,7 @@ impl NodeConfig {
             flow: FlowMode::default(),
             flow_limits: FlowLimits::default(),
             flow_backlog: BacklogLimits::default(),
+            failure_injection: false,
         }
     }
 }

@@ -75,6 +75,10 @@ pub(crate) struct GroupHost {
     pub(crate) flow: GroupFlow,
     /// The latest term that this replica led and noted in the log store, for those who check the records later.
     pub(crate) led: Term,
+    /// The last entry that this leader made of a command which another store relayed.
+    pub(crate) relayed_upto: LogIndex,
+    /// The term in which a failure test has handed this leadership over.
+    pub(crate) failure_handed_over: Option<Term>,
 }
 
 /// Runs of other stores that a group remembers; one that is forgotten ended that many restarts ago, and its connections with it.
@@ -163,6 +167,8 @@ impl GroupHost {
             hand_over: HandOver::default(),
             flow,
             led: Term::ZERO,
+            relayed_upto: LogIndex::ZERO,
+            failure_handed_over: None,
         }
     }
 

@@ -73,6 +73,8 @@ pub(crate) struct HandOver {
     next_at: u64,
     /// A replica whose disk hangs is looked at again then, instead of at its own deadline.
     pub(crate) hold_until: Option<u64>,
+    /// A failure test has put an election off until then.
+    pub(crate) put_off_until: Option<u64>,
     /// The hang was told in the log.
     hang_told: bool,
 }

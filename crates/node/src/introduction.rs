@@ -89,6 +89,12 @@ impl Node {
         self.lineages().set_removed(removed);
     }
 
+    /// Whether a store is no member any more: by [`Node::set_removed_stores`], or because a recovery has given it up.
+    #[must_use]
+    pub fn is_removed(&self, store: StoreId) -> bool {
+        self.lineages().removed(store).is_some()
+    }
+
     /// Where the other stores say, in their greetings, that they are to be dialled: what a running process says is newer than
     /// any registry. What they say is not checked here.
     #[must_use]

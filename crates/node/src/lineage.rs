@@ -66,6 +66,10 @@ use pontoon_storage::{LogStore, NoteError};
 use pontoon_transport::{Claim, Identity, Unwelcome};
 use tokio::sync::watch;
 
+mod given_up;
+
+pub use given_up::give_up_stores;
+
 /// The note of this directory itself.
 const OWN_NOTE: &str = "lineage";
 /// The first byte of the notes.
@@ -246,6 +250,8 @@ pub(crate) struct Lineages {
     /// Set at once; `fenced` follows when it is noted.
     refused_for_good: AtomicBool,
     fenced: watch::Sender<Option<Fenced>>,
+    /// The stores that a recovery has given up.
+    given_up: BTreeSet<StoreId>,
     /// The stores that are no members any more, and why.
     removed: Mutex<BTreeMap<StoreId, String>>,
     /// Where the others say that they are to be dialled.
@@ -295,6 +301,7 @@ impl Lineages {
         if let Some(Mark { reason, removed }) = own.fenced {
             return Err(LineageError::Fenced { reason, removed });
         }
+        let given_up = given_up::read(log)?;
         let in_doubt = log.in_doubt();
         // The record that may be missing may be the note of the latest start.
         own.start = own.start.saturating_add(if in_doubt { 2 } else { 1 });
@@ -311,6 +318,7 @@ impl Lineages {
             welcomed_by: watch::Sender::default(),
             refused_for_good: AtomicBool::new(false),
             fenced: watch::Sender::default(),
+            given_up,
             removed: Mutex::default(),
             advertised: watch::Sender::default(),
         })
@@ -552,6 +560,9 @@ impl Lineages {
 
     /// See [`pontoon_transport::Inbound::removed`].
     pub(crate) fn removed(&self, store: StoreId) -> Option<String> {
+        if self.given_up.contains(&store) {
+            return Some(given_up::REASON.to_owned());
+        }
         self.removed.lock().unwrap_or_else(PoisonError::into_inner).get(&store).cloned()
     }
 

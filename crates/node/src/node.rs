@@ -19,6 +19,7 @@ use crate::clock::Clock;
 use crate::config::NodeConfig;
 use crate::doubts::Doubts;
 use crate::error::{OpenGroupError, ProposeError, ReadError, StartError};
+use crate::failure::{FailureTest, Failures, FailuresForbidden};
 use crate::flow::{Flow, FlowView, GroupFlow};
 use crate::group_host::{GroupHost, LogSize};
 use crate::inbound::{Delivery, LogEntries, shard_of, worker_of};
@@ -66,6 +67,7 @@ struct Inner {
     /// Elastic commands have to fit into this as well, so that they leave room for the others.
     elastic: Arc<Budget>,
     flow: Arc<Flow>,
+    failures: Arc<Failures>,
     reads: Arc<Budget>,
     stopping: AtomicBool,
     threads: Mutex<Option<(ApplyPool, Vec<JoinHandle<()>>)>>,
@@ -137,6 +139,7 @@ impl Node {
             (0..config.shards.max(1)).map(|_| unbounded_channel()).unzip();
         let shards: Arc<[_]> = shards.into();
         let flow = Arc::new(Flow::new(config.flow, config.flow_limits));
+        let failures = Failures::new(config.failure_injection);
         let delivery = Delivery {
             shards: Arc::clone(&shards),
             apply: apply.clone(),
@@ -166,6 +169,7 @@ impl Node {
                     own_inbox: shards[n].clone(),
                     shards: Arc::clone(&shards),
                     flow: Arc::clone(&flow),
+                    failures: Arc::clone(&failures),
                     wakes: std::collections::BTreeSet::new(),
                     groups: HashMap::new(),
                     timers: Timers::default(),
@@ -186,6 +190,7 @@ impl Node {
             ),
             reads: Budget::new(config.reads_max, usize::MAX),
             flow,
+            failures,
             config,
             clock,
             log,
@@ -662,6 +667,25 @@ impl Node {
         for shard in self.inner.shards.iter() {
             let _ = shard.send(Input::FlowSwitched);
         }
+    }
+
+    /// Makes a failure from now on, or none any more. See [`FailureTest`].
+    ///
+    /// # Errors
+    /// `NodeConfig::failure_injection` is off.
+    pub fn failure_test(&self, test: Option<FailureTest>) -> Result<(), FailuresForbidden> {
+        self.inner.failures.arm(test)?;
+        tracing::warn!(test = test.map_or("clear", FailureTest::name), "failure test");
+        let peers: std::collections::BTreeSet<_> =
+            self.inner.transport.links().into_iter().map(|link| link.store).collect();
+        for shard in self.inner.shards.iter() {
+            // All groups are looked at; and what was kept back meanwhile is as lost as what a broken link had.
+            let _ = shard.send(Input::FlowSwitched);
+            for store in peers.iter().filter(|_| test.is_none()) {
+                let _ = shard.send(Input::LinkUp { store: *store });
+            }
+        }
+        Ok(())
     }
 
     /// How many groups this store leads.

@@ -227,7 +227,10 @@ fn take_relayed(
     };
     match host.core.propose(now, proposals) {
         // The relaying store hears of the outcome from its own log.
-        Ok(range) => host.flow.note_proposed(range, fit.iter().map(|(_, p)| p.class)),
+        Ok(range) => {
+            host.relayed_upto = range.end.prev();
+            host.flow.note_proposed(range, fit.iter().map(|(_, p)| p.class));
+        }
         Err(CoreProposeError::Overloaded { .. }) => refuse(fit, &ProposalOutcome::Overloaded),
         Err(_) => refuse(fit, &not_leader),
     }

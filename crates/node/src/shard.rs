@@ -27,13 +27,14 @@ use crate::clock::Clock;
 use crate::config::NodeConfig;
 use crate::doubts::Doubts;
 use crate::error::{ProposeError, ReadError};
+use crate::failure::{FailureTest, Failures};
 use crate::flow::{self, Flow, Happened};
 use crate::group_host::{Election, GroupHost};
-use crate::hand_over::{self, DiskHealth, look_for_room};
+use crate::hand_over::{DiskHealth, look_for_room};
 use crate::membership::MemberRequest;
 use crate::proposals::RELAYED_CHARGE_BYTES;
 use crate::retention::{compaction, wants_sync};
-use crate::routing::{RETRY_MS, ask_relayed, finish_read, route_commands, start_reads};
+use crate::routing::{RETRY_MS, ask_relayed, finish_read, start_reads};
 use crate::shared::ReadResult;
 use crate::status::GroupStatus;
 use crate::timers::Timers;
@@ -163,6 +164,7 @@ pub(crate) struct Shard {
     /// The inboxes of all shards.
     pub(crate) shards: Arc<[UnboundedSender<Input>]>,
     pub(crate) flow: Arc<Flow>,
+    pub(crate) failures: Arc<Failures>,
     /// Groups that tokens have come for, of all shards.
     pub(crate) wakes: BTreeSet<GroupId>,
     pub(crate) groups: HashMap<GroupId, GroupHost>,
@@ -214,7 +216,7 @@ impl Shard {
             let disk = DiskHealth::of(&self.log);
             while let Some(group) = self.timers.pop_expired(now) {
                 if let Some(host) = self.groups.get_mut(&group) {
-                    hand_over::tick(host, now, disk);
+                    self.failures.tick(host, now, disk);
                     mark(&mut self.dirty, host);
                 }
             }
@@ -245,6 +247,9 @@ impl Shard {
                 }
                 None => drop(reader.send(Err(ReadError::NoReplica { group }))),
             },
+            // A failure test: nothing of the groups is heard.
+            Input::Receive { .. } | Input::Relayed { .. } | Input::Replies { .. } | Input::Reports { .. }
+                if self.failures.is_deaf() => {}
             Input::Receive { messages, permit } => {
                 for (group, message) in messages {
                     self.receive(now, group, message);
@@ -368,6 +373,7 @@ impl Shard {
             tracing::debug!(%group, message = %message.body, "the disk is in no state for this message");
             return;
         }
+        self.failures.received(&message);
         host.asked_to_lead |= matches!(message.body, Body::TimeoutNow);
         if let Err(error) = host.core.step(now, message) {
             tracing::debug!(%group, %error, "refused a message");
@@ -448,6 +454,7 @@ impl Shard {
         for (group, ticket) in tickets {
             let Some(host) = self.groups.get_mut(&group) else { continue };
             if let Some((_, meta)) = host.restoring.take_if(|(restore, _)| *restore <= ticket) {
+                self.failures.crash_if(FailureTest::CrashBeforeSendingInstallSnapshotReply);
                 // Before the core hears of it, and so before it hands out entries that follow the snapshot.
                 self.apply.send(host.shared.worker, Work::Activate(group, meta));
             }
@@ -553,7 +560,8 @@ impl Shard {
             flow::begin(host, &self.flow, now);
             if !self.failed {
                 look_for_room(host, now, disk);
-                route_commands(host, &self.transport, &self.flow, now, no_space.as_ref());
+                self.failures.look(host, now);
+                self.failures.route(host, &self.transport, &self.flow, now, no_space.as_ref());
                 ask_relayed(host, &self.transport, now);
                 start_reads(host, now);
             } else {
@@ -572,7 +580,7 @@ impl Shard {
             if let Some(change) = ready.state_change.take() {
                 note_state_change(host, &change, now);
                 if !host.arrived.is_empty() {
-                    route_commands(host, &self.transport, &self.flow, now, no_space.as_ref());
+                    self.failures.route(host, &self.transport, &self.flow, now, no_space.as_ref());
                     // What the leader's own core took over comes with a second look.
                     if host.core.has_ready() {
                         mark(&mut self.dirty, host);
@@ -598,7 +606,13 @@ impl Shard {
                 write.entries = persist.entries;
                 write.commit = Some(persist.commit);
             }
+            if let Some(committed) = &ready.committed {
+                self.failures.committed(host, committed);
+            }
             for message in ready.messages {
+                if self.failures.keeps_back(&message) {
+                    continue;
+                }
                 if let Body::InstallSnapshot(_) = message.body {
                     if !host.sending.iter().any(|(replica, _)| *replica == message.to) {
                         host.sending.push((message.to, LogIndex::ZERO));
@@ -659,7 +673,15 @@ impl Shard {
             );
         }
         for (store, messages) in outgoing.by_store {
+            let sends = self.failures.sends(&messages, |group| {
+                self.groups.get(&group).filter(|host| host.core.is_leader()).map(|host| host.relayed_upto)
+            });
             self.transport.send_all(store, messages);
+            self.failures.sent(&self.transport, store, &sends);
+            for group in sends.entries {
+                let failures = Arc::clone(&self.failures);
+                self.on(group, |host| failures.after_sending(host, now));
+            }
         }
         for report in outgoing.reports {
             self.transport.send_reports(report.to.store, [report]);

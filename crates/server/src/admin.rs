@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use pontoon_kv::Keyspace as KvKeyspace;
 use pontoon_node::meta::{
-    GroupKind, GroupRecord, META_GROUP, Registry, StoreRecord, StoreState, meta_command,
+    GroupKind, GroupRecord, META_GROUP, RecoveredGroup, RecoveryRecord, Registry, StoreRecord, StoreState,
+    meta_command,
 };
-use pontoon_node::{Node, ProposeError};
+use pontoon_node::{FailureTest, Node, ProposeError};
 use pontoon_proto::v1::admin_client::AdminClient;
 use pontoon_proto::v1::admin_server::Admin;
 use pontoon_proto::v1::{self as api};
@@ -21,18 +22,16 @@ use crate::directory::KeyspaceDirectory;
 use crate::reconcile;
 use crate::tls::StoreDialer;
 
+mod groups;
+mod logs;
 mod members;
 mod memory;
 mod status;
 
 /// How long a change of leadership or a new keyspace is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a list waits for the newest registry: as long as an election takes, and less than a client's patience.
-const CATCH_UP_MAX: Duration = Duration::from_secs(3);
 /// Marks a call that another store passed on, so that two stores which disagree cannot pass it back and forth.
 const FORWARDED: &str = "pontoon-forwarded";
-/// How many replicas a keyspace has if nobody says a number.
-const REPLICAS_DEFAULT: u32 = 3;
 /// Fewer messages than these wait in ordinary operation, and losing some of them costs more than keeping them.
 const BACKLOG_MESSAGES_MIN: u64 = 50;
 /// Below, hardly anything but single messages travels; above, one peer that is slow costs what a store should not have.
@@ -82,9 +81,7 @@ impl AdminService {
             return Ok((META_GROUP, GroupKind::Meta));
         }
         self.registry().group_named(name).map(|g| (g.id(), g.kind())).ok_or_else(|| {
-            Status::not_found(format!(
-                "there is no group {name:?}; `pontoon keyspace list` shows the keyspaces"
-            ))
+            Status::not_found(format!("there is no group {name:?}; `pontoon status` shows the groups"))
         })
     }
 
@@ -125,13 +122,7 @@ impl AdminService {
         api::Keyspace {
             name: record.name.clone(),
             id: record.group,
-            replicas_wanted: match record.wished {
-                0 => {
-                    let takes = self.registry().stores.values().filter(|s| s.stays() && !s.learner).count();
-                    u32::try_from(record.voters_wished(takes)).unwrap_or(u32::MAX)
-                }
-                wished => wished,
-            },
+            replicas_wanted: self.replicas_wanted(record),
             replicas: record.replicas.iter().map(|r| r.store).collect(),
             leader: leadership.and_then(|(_, leader)| leader).map(|store| store.0),
             term: leadership.map_or(0, |(term, _)| term),
@@ -146,30 +137,6 @@ impl AdminService {
                  became of it"
             )),
             _ => Status::unavailable(format!("the registry (group meta) cannot be changed now: {error}")),
-        })
-    }
-
-    /// Waits until a group has a leader that confirms a read here, or has a leader at all if it is not placed here.
-    /// Waits until the registry here has all that it had anywhere when this was called; for a while, since what is known
-    /// is worth more than nothing where there is no quorum.
-    async fn catch_up(&self) {
-        let _ = tokio::time::timeout(CATCH_UP_MAX, self.node.read_barrier(META_GROUP)).await;
-    }
-
-    async fn wait_until_it_serves(&self, group: GroupId) -> Result<(), Status> {
-        let serves = async {
-            loop {
-                let remote = self.directory.knows(group) && self.node.leadership(group).is_none();
-                if remote || self.node.read_barrier(group).await.is_ok() {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, serves).await.map_err(|_| {
-            Status::deadline_exceeded(
-                "it is created, but does not serve yet: a quorum of its stores must be up",
-            )
         })
     }
 
@@ -277,25 +244,8 @@ impl Admin for AdminService {
         &self,
         request: Request<api::CreateKeyspaceRequest>,
     ) -> Result<Response<api::CreateKeyspaceResponse>, Status> {
-        let request = request.into_inner();
-        pontoon_node::meta::check_group_name(&request.name).map_err(Status::invalid_argument)?;
-        let create = meta_command::CreateGroup {
-            name: request.name.clone(),
-            kind: GroupKind::Kv as i32,
-            replicas: request.replicas,
-            // Without a number it is three, as soon as there are so many stores.
-            wished: REPLICAS_DEFAULT,
-        };
-        let reply = self.change(meta_command::Change::CreateGroup(create)).await?;
-        if reply.exists {
-            return Err(Status::already_exists(reply.error));
-        }
-        if !reply.error.is_empty() {
-            return Err(Status::invalid_argument(reply.error));
-        }
-        self.wait_until_it_serves(GroupId(reply.group)).await?;
-        let record = self.registry().groups.get(&reply.group).cloned();
-        let record = record.ok_or_else(|| Status::aborted("it was deleted again in the same moment"))?;
+        let api::CreateKeyspaceRequest { name, replicas } = request.into_inner();
+        let record = self.create_group(GroupKind::Kv, name, replicas).await?;
         Ok(Response::new(api::CreateKeyspaceResponse { keyspace: Some(self.keyspace(&record)) }))
     }
 
@@ -303,15 +253,7 @@ impl Admin for AdminService {
         &self,
         _: Request<api::ListKeyspacesRequest>,
     ) -> Result<Response<api::ListKeyspacesResponse>, Status> {
-        self.catch_up().await;
-        let registry = self.registry();
-        let keyspaces = registry
-            .names
-            .values()
-            .filter_map(|id| registry.groups.get(id))
-            .filter(|g| g.kind() == GroupKind::Kv)
-            .map(|g| self.keyspace(g))
-            .collect();
+        let keyspaces = self.groups_of(GroupKind::Kv).await.iter().map(|g| self.keyspace(g)).collect();
         Ok(Response::new(api::ListKeyspacesResponse { keyspaces }))
     }
 
@@ -319,14 +261,9 @@ impl Admin for AdminService {
         &self,
         request: Request<api::DescribeKeyspaceRequest>,
     ) -> Result<Response<api::DescribeKeyspaceResponse>, Status> {
-        let name = request.into_inner().name;
-        self.catch_up().await;
-        let registry = self.registry();
-        let record = registry.group_named(&name).ok_or_else(|| {
-            Status::not_found(format!("there is no keyspace {name:?}; `pontoon keyspace list` shows them"))
-        })?;
+        let record = self.group_of(GroupKind::Kv, &request.into_inner().name).await?;
         let mut answer =
-            api::DescribeKeyspaceResponse { keyspace: Some(self.keyspace(record)), ..Default::default() };
+            api::DescribeKeyspaceResponse { keyspace: Some(self.keyspace(&record)), ..Default::default() };
         if let Some(keyspace) = self.directory.keyspace(record.id()) {
             let figures = tokio::task::spawn_blocking(move || figures(&keyspace))
                 .await
@@ -341,13 +278,65 @@ impl Admin for AdminService {
         &self,
         request: Request<api::DeleteKeyspaceRequest>,
     ) -> Result<Response<api::DeleteKeyspaceResponse>, Status> {
-        let request = request.into_inner();
-        let delete = meta_command::DeleteGroup { name: request.name, group: request.id };
-        let reply = self.change(meta_command::Change::DeleteGroup(delete)).await?;
-        if reply.error.is_empty() {
-            return Ok(Response::new(api::DeleteKeyspaceResponse {}));
-        }
-        Err(Status::failed_precondition(reply.error))
+        let api::DeleteKeyspaceRequest { name, id } = request.into_inner();
+        self.delete_group(GroupKind::Kv, name, id).await?;
+        Ok(Response::new(api::DeleteKeyspaceResponse {}))
+    }
+
+    async fn create_log(
+        &self,
+        request: Request<api::CreateLogRequest>,
+    ) -> Result<Response<api::CreateLogResponse>, Status> {
+        let api::CreateLogRequest { name, replicas } = request.into_inner();
+        let record = self.create_group(GroupKind::Log, name, replicas).await?;
+        Ok(Response::new(api::CreateLogResponse { log: Some(self.log(&record)) }))
+    }
+
+    async fn list_logs(
+        &self,
+        _: Request<api::ListLogsRequest>,
+    ) -> Result<Response<api::ListLogsResponse>, Status> {
+        let logs = self.groups_of(GroupKind::Log).await.iter().map(|g| self.log(g)).collect();
+        Ok(Response::new(api::ListLogsResponse { logs }))
+    }
+
+    async fn describe_log(
+        &self,
+        request: Request<api::DescribeLogRequest>,
+    ) -> Result<Response<api::DescribeLogResponse>, Status> {
+        self.log_described(request).await
+    }
+
+    async fn delete_log(
+        &self,
+        request: Request<api::DeleteLogRequest>,
+    ) -> Result<Response<api::DeleteLogResponse>, Status> {
+        let api::DeleteLogRequest { name, id } = request.into_inner();
+        self.delete_group(GroupKind::Log, name, id).await?;
+        Ok(Response::new(api::DeleteLogResponse {}))
+    }
+
+    async fn append_log(
+        &self,
+        request: Request<api::AppendLogRequest>,
+    ) -> Result<Response<api::AppendLogResponse>, Status> {
+        self.log_appended(request).await
+    }
+
+    async fn read_log(
+        &self,
+        request: Request<api::ReadLogRequest>,
+    ) -> Result<Response<api::ReadLogResponse>, Status> {
+        self.log_page(request).await
+    }
+
+    type TailLogStream = logs::Tail;
+
+    async fn tail_log(
+        &self,
+        request: Request<api::TailLogRequest>,
+    ) -> Result<Response<Self::TailLogStream>, Status> {
+        self.log_tail(request).await
     }
 
     async fn transfer_leadership(
@@ -447,8 +436,47 @@ impl Admin for AdminService {
         }))
     }
 
+    async fn list_recoveries(
+        &self,
+        _: Request<api::ListRecoveriesRequest>,
+    ) -> Result<Response<api::ListRecoveriesResponse>, Status> {
+        self.catch_up().await;
+        let recoveries = self.registry().recoveries.iter().map(recovery).collect();
+        Ok(Response::new(api::ListRecoveriesResponse { recoveries }))
+    }
+
+    async fn failure_test(
+        &self,
+        request: Request<api::FailureTestRequest>,
+    ) -> Result<Response<api::FailureTestResponse>, Status> {
+        let test = match request.into_inner().test.as_str() {
+            "clear" => None,
+            name => Some(name.parse::<FailureTest>().map_err(|e| Status::invalid_argument(e.to_string()))?),
+        };
+        self.node.failure_test(test).map_err(|e| Status::failed_precondition(e.to_string()))?;
+        Ok(Response::new(api::FailureTestResponse {}))
+    }
+
     async fn memory(&self, _: Request<api::MemoryRequest>) -> Result<Response<api::MemoryResponse>, Status> {
         Ok(Response::new(api::MemoryResponse { figures: memory::figures(&self.node) }))
+    }
+}
+
+fn recovery(record: &RecoveryRecord) -> api::Recovery {
+    let group = |g: &RecoveredGroup| api::RecoveredGroup {
+        group: g.name.clone(),
+        group_id: g.group,
+        last_index: g.last_index,
+        last_term: g.last_term,
+        may_have_lost: g.may_have_lost,
+        epoch: g.epoch,
+    };
+    api::Recovery {
+        at_ms: record.at_ms,
+        note: record.note.clone(),
+        lost: record.lost.clone(),
+        survivors: record.survivors.clone(),
+        groups: record.groups.iter().map(group).collect(),
     }
 }
 

@@ -18,19 +18,23 @@ mod bench;
 mod check_cluster;
 mod connect;
 mod dev;
+mod failure;
 mod identity;
 mod inspect;
 mod keyspace;
 mod leadership;
+mod log;
 mod members;
 mod memory;
 mod offline;
 pub(crate) mod output;
 mod prepare;
+mod recover;
 mod saved;
 mod serve;
 mod status;
 mod store;
+mod top;
 
 const AFTER_HELP: &str = "\
 Every flag can also come from the environment (PONTOON_ and the flag in upper case, `-` as `_`)
@@ -127,6 +131,9 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Verify Raft's guarantees over the records of stopped stores
     CheckCluster(check_cluster::CheckArgs),
+    /// Go on without a quorum: plan and apply a recovery on stopped stores, and show those that were done
+    #[command(subcommand)]
+    Recover(recover::RecoverCommand),
     /// Show the cluster, or one group, as one store sees it
     Status(status::StatusArgs),
     /// Show the stores of the cluster
@@ -141,6 +148,9 @@ enum Command {
     /// Make, list, describe, save, restore and delete keyspaces
     #[command(subcommand)]
     Keyspace(keyspace::KeyspaceCommand),
+    /// Make, list, describe and delete logs, append to them, read and follow them
+    #[command(subcommand)]
+    Log(log::LogCommand),
     /// Ask a group's leader to hand its leadership over
     TransferLeadership(leadership::TransferArgs),
     /// Make the store that is asked lead a group
@@ -149,6 +159,10 @@ enum Command {
     ChangeElectionTimer(leadership::TimerArgs),
     /// Change the bounds of the send queues of the store that is asked, until it is started again
     SetBacklogThreshold(backlog::BacklogArgs),
+    /// Watch the stores, the links of the one that is asked, and the busiest groups
+    Top(top::TopArgs),
+    /// Make the store that is asked fail at one point of its work, for tests
+    FailureTest(failure::FailureArgs),
     /// Print the cluster's id
     Cid,
     /// Print the id of the store that is asked
@@ -259,16 +273,20 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::JoinCluster(args) => prepare::join(args, &global),
         Command::Inspect(args) => inspect::run(&args, &global),
         Command::CheckCluster(args) => check_cluster::run(&args, &global),
+        Command::Recover(command) => recover::run(command, &global),
         Command::Status(args) => online(status::run(args, &global)),
         Command::Store(command) => online(store::run(command, &global)),
         Command::Leave(args) => online(members::leave(args, &global)),
         Command::Kick(args) => online(members::kick(args, &global)),
         Command::Moves(args) => online(members::moves(args, &global)),
         Command::Keyspace(command) => online(keyspace::run(command, &global)),
+        Command::Log(command) => online(log::run(command, &global)),
         Command::TransferLeadership(args) => online(leadership::transfer(args, &global)),
         Command::TakeLeadership(args) => online(leadership::take(args, &global)),
         Command::ChangeElectionTimer(args) => online(leadership::change_timer(args, &global)),
         Command::SetBacklogThreshold(args) => online(backlog::run(args, &global)),
+        Command::Top(args) => online(top::run(args, &global)),
+        Command::FailureTest(args) => online(failure::run(args, &global)),
         Command::Cid => online(identity::cid(&global)),
         Command::Sid => online(identity::sid(&global)),
         Command::Memory => online(memory::run(&global)),

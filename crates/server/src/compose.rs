@@ -94,6 +94,7 @@ pub(crate) async fn serve(mut config: Config) -> anyhow::Result<()> {
     node_config.propose_timeout = Duration::from_secs(5) + 2 * config.election_timeout;
     node_config.read_timeout = node_config.propose_timeout;
     node_config.flow = config.flow_control;
+    node_config.failure_injection = config.failure_injection;
     let mut links = TransportConfig::new(header.cluster, header.store, header.name.clone());
     links.advertise = config.advertise_peer.to_string();
     links.election_timer_ms = timer_ms;
@@ -146,7 +147,7 @@ pub(crate) async fn serve(mut config: Config) -> anyhow::Result<()> {
     let mut others: BTreeMap<_, _> = known
         .stores
         .values()
-        .filter(|s| s.store != own.store && s.state() != StoreState::Reserved)
+        .filter(|s| s.store != own.store && s.state() != StoreState::Reserved && !node.is_removed(s.id()))
         .map(|s| (StoreId(s.store), s.name.clone()))
         .collect();
     let own_meta = match &granted {

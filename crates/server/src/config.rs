@@ -96,6 +96,10 @@ pub(crate) struct ServeArgs {
     #[arg(value_parser = units::flow_mode)]
     pub(crate) flow_control: pontoon_flow::Mode,
 
+    /// Allow `pontoon failure-test` to make this store fail; for tests, never for production
+    #[arg(long)]
+    pub(crate) enable_failure_injection: bool,
+
     /// Bytes that each keyspace may hold before it takes no more puts; 0: 2GiB, -1: no bound
     #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = units::quota)]
     #[arg(allow_negative_numbers = true)]
@@ -158,6 +162,8 @@ pub(crate) struct Config {
     pub(crate) election_timeout: Duration,
     /// What flow control governs.
     pub(crate) flow_control: pontoon_flow::Mode,
+    /// Whether failures may be made on purpose.
+    pub(crate) failure_injection: bool,
     /// Where metrics and health are served over HTTP; `None`: nowhere.
     pub(crate) metrics_listen: Option<HostPort>,
     /// What clients may do, in each keyspace.
@@ -261,6 +267,7 @@ impl Config {
             dial: args.dial.into_iter().map(|entry| (entry.name, entry.address)).collect(),
             election_timeout: args.election_timeout,
             flow_control: args.flow_control,
+            failure_injection: args.enable_failure_injection,
             metrics_listen: args.metrics_listen,
             limits: Limits {
                 quota_bytes: args.quota_backend_bytes.0,

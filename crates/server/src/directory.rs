@@ -1,14 +1,15 @@
-//! Which keyspaces there are, and which of them this store serves.
+//! Which keyspaces and logs there are, and which of them this store serves.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use pontoon_kv::Keyspace;
 use pontoon_kv::keyspace::Directory;
+use pontoon_kv::log::LogState;
 use pontoon_node::meta::{GroupRecord, Registry, ReplicaState};
 use pontoon_raft_core::types::{GroupId, StoreId};
 
-/// The keyspaces of the registry, as far as this store has followed it.
+/// The groups of the registry, as far as this store has followed it.
 #[derive(Debug, Default)]
 pub(crate) struct KeyspaceDirectory(RwLock<Entries>);
 
@@ -18,12 +19,21 @@ struct Entries {
     by_name: HashMap<String, GroupId>,
 }
 
+/// What a replica here is read through.
+#[derive(Clone, Debug)]
+pub(crate) enum Hosted {
+    /// An etcd keyspace.
+    Kv(Arc<Keyspace>),
+    /// A plain log.
+    Log(Arc<LogState>),
+}
+
 #[derive(Debug)]
 struct Entry {
     name: String,
     /// A replica is here. It need not be one that may be asked: it may be on its way in or out.
-    here: Option<Arc<Keyspace>>,
-    /// This store answers for the keyspace.
+    here: Option<Hosted>,
+    /// This store answers for it.
     serves: bool,
     /// The other stores that do.
     elsewhere: Arc<[StoreId]>,
@@ -38,7 +48,7 @@ impl KeyspaceDirectory {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Follows what the registry says of a keyspace. A replica that is joining, or to be removed, is passed over as long as
+    /// Follows what the registry says of a group. A replica that is joining, or to be removed, is passed over as long as
     /// others can answer.
     pub(crate) fn follow(&self, record: &GroupRecord, own: StoreId) {
         let mut entries = self.write();
@@ -58,9 +68,9 @@ impl KeyspaceDirectory {
     }
 
     /// The replica that was opened here.
-    pub(crate) fn opened(&self, group: GroupId, keyspace: Arc<Keyspace>) {
+    pub(crate) fn opened(&self, group: GroupId, hosted: Hosted) {
         if let Some(entry) = self.write().by_group.get_mut(&group) {
-            entry.here = Some(keyspace);
+            entry.here = Some(hosted);
         }
     }
 
@@ -71,7 +81,7 @@ impl KeyspaceDirectory {
         }
     }
 
-    /// Takes a keyspace away.
+    /// Takes a group away.
     pub(crate) fn remove(&self, group: GroupId) {
         let mut entries = self.write();
         let Some(entry) = entries.by_group.remove(&group) else { return };
@@ -97,10 +107,21 @@ impl KeyspaceDirectory {
 
     /// The state of a keyspace that has a replica here.
     pub(crate) fn keyspace(&self, group: GroupId) -> Option<Arc<Keyspace>> {
-        self.read().by_group.get(&group)?.here.clone()
+        match &self.read().by_group.get(&group)?.here {
+            Some(Hosted::Kv(keyspace)) => Some(Arc::clone(keyspace)),
+            _ => None,
+        }
     }
 
-    /// Where a keyspace lives, if this store does not answer for it.
+    /// The state of a log that has a replica here which may be asked.
+    pub(crate) fn log(&self, group: GroupId) -> Option<Arc<LogState>> {
+        match self.read().by_group.get(&group).filter(|entry| entry.serves)? {
+            Entry { here: Some(Hosted::Log(log)), .. } => Some(Arc::clone(log)),
+            _ => None,
+        }
+    }
+
+    /// Where a group lives, if this store does not answer for it.
     pub(crate) fn elsewhere(&self, name: &str) -> Option<Arc<[StoreId]>> {
         let entries = self.read();
         let entry = entries.by_group.get(entries.by_name.get(name)?)?;
@@ -112,6 +133,9 @@ impl Directory for KeyspaceDirectory {
     fn find(&self, name: &str) -> Option<Arc<Keyspace>> {
         let entries = self.read();
         let entry = entries.by_group.get(entries.by_name.get(name)?)?;
-        entry.here.clone().filter(|_| entry.serves)
+        match &entry.here {
+            Some(Hosted::Kv(keyspace)) if entry.serves => Some(Arc::clone(keyspace)),
+            _ => None,
+        }
     }
 }

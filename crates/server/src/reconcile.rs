@@ -12,7 +12,7 @@ use pontoon_node::meta::{
     GroupKind, GroupRecord, META_GROUP, MetaCommand, MetaReply, Registry, StoreRecord, StoreState,
     meta_command,
 };
-use pontoon_node::state_machine::StateMachine;
+use pontoon_node::state_machine::{MachineError, StateMachine};
 use pontoon_node::{Node, OpenGroupError};
 use pontoon_raft_core::types::{GroupId, ReplicaId, StoreId};
 use prost::Message as _;
@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::HostPort;
-use crate::directory::KeyspaceDirectory;
+use crate::directory::{Hosted, KeyspaceDirectory};
 use crate::join::JoinNote;
 
 /// How long to wait before a step that failed is tried again.
@@ -81,7 +81,7 @@ impl Reconciler {
         };
         let mut complete = true;
         for group in self.node.log().groups().into_iter().filter(deleted) {
-            tracing::info!(%group, "forgets a keyspace that was deleted");
+            tracing::info!(%group, "forgets a group that was deleted");
             complete &= self.destroy(group).await;
         }
         complete
@@ -108,7 +108,7 @@ impl Reconciler {
         let transport = self.node.transport();
         let advertised = self.advertised.borrow().clone();
         for store in registry.stores.values().filter(|s| s.store != self.own.store) {
-            if store.state() == StoreState::Reserved {
+            if store.state() == StoreState::Reserved || self.node.is_removed(store.id()) {
                 continue;
             }
             let said = advertised.get(&store.id());
@@ -157,7 +157,7 @@ impl Reconciler {
     pub(crate) async fn open_groups(&self, registry: &Registry) -> bool {
         let mut complete = true;
         for group in registry.groups.values() {
-            if group.kind() == GroupKind::Kv {
+            if matches!(group.kind(), GroupKind::Kv | GroupKind::Log) {
                 complete &= self.open(group).await;
             }
         }
@@ -199,25 +199,24 @@ impl Reconciler {
             if leftover {
                 engine.destroy_keyspace(group)?;
             }
-            let name = &record_.name;
-            let machine = engine.open_keyspace(group).with_context(|| format!("the state of {name}"))?;
-            let keyspace = machine.keyspace();
-            open_replica(&node, &record_, own, Box::new(machine))?;
-            anyhow::Ok(keyspace)
+            let (machine, hosted) =
+                open_machine(&engine, &record_).with_context(|| format!("the state of {}", record_.name))?;
+            open_replica(&node, &record_, own, machine)?;
+            anyhow::Ok(hosted)
         });
         match opened.await {
-            Ok(Ok(keyspace)) => {
+            Ok(Ok(hosted)) => {
                 self.directory.follow(record, store);
-                self.directory.opened(group, keyspace);
+                self.directory.opened(group, hosted);
                 self.directory.follow(record, store);
                 true
             }
             Ok(Err(error)) => {
-                tracing::error!(%group, name = record.name, error = format!("{error:#}"), "cannot open a keyspace");
+                tracing::error!(%group, name = record.name, error = format!("{error:#}"), "cannot open a replica");
                 false
             }
             Err(panicked) => {
-                tracing::error!(%group, name = record.name, %panicked, "cannot open a keyspace");
+                tracing::error!(%group, name = record.name, %panicked, "cannot open a replica");
                 false
             }
         }
@@ -246,6 +245,25 @@ impl Reconciler {
             }
         }
     }
+}
+
+/// The state machine of a group's kind, and what it is read through.
+fn open_machine(
+    engine: &Engine,
+    record: &GroupRecord,
+) -> Result<(Box<dyn StateMachine>, Hosted), MachineError> {
+    Ok(match record.kind() {
+        GroupKind::Log => {
+            let machine = engine.open_log(record.id())?;
+            let hosted = Hosted::Log(machine.state());
+            (Box::new(machine), hosted)
+        }
+        GroupKind::Kv | GroupKind::Meta => {
+            let machine = engine.open_keyspace(record.id())?;
+            let hosted = Hosted::Kv(machine.keyspace());
+            (Box::new(machine), hosted)
+        }
+    })
 }
 
 /// Opens this store's replica of a group: as one of its founders, or as one that waits to be taken in.

@@ -26,10 +26,10 @@ use crate::mvcc::compaction;
 use crate::mvcc::image::ImageSink;
 use crate::mvcc::once::Verdict;
 use crate::mvcc::records::KeyRange;
-use crate::mvcc::slot::{self, SlotMeta, SlotState};
 use crate::mvcc::state::Keyspace;
 use crate::mvcc::writer::Writer;
 use crate::mvcc::{range, restore, txn};
+use crate::slots;
 use crate::write_id::WriteId;
 
 /// An etcd keyspace as a state machine. The apply worker owns it; everybody else reads through [`Keyspace`].
@@ -81,18 +81,7 @@ impl Drop for KeyspaceMachine {
 impl KeyspaceMachine {
     pub(crate) fn open(engine: &Engine, group: GroupId) -> Result<Self, StoreError> {
         let tables = engine.tables();
-        let (slot, meta) = match tables.live_slot(group)? {
-            Some(found) => found,
-            None => {
-                let slot = engine.take_slot();
-                let meta = SlotMeta::new(group, SlotState::Live);
-                let mut batch = tables.db.batch();
-                batch.insert(&tables.meta, slot::meta_key(slot), meta.encode());
-                batch.insert(&tables.meta, slot::group_key(group), slot.to_be_bytes());
-                batch.commit()?;
-                (slot, meta)
-            }
-        };
+        let (slot, meta) = slots::live_or_new(engine, group)?;
         let writer = Writer::open(tables.clone(), slot, meta)?;
         let freed = compaction::cursor(&tables.db.snapshot(), tables, slot)?.freed_bytes;
         let shared = Keyspace::new(engine.clone(), slot, &writer.meta, writer.once.floor(), freed);
@@ -377,65 +366,24 @@ impl KeyspaceMachine {
             earlier.cancel();
         }
         let group = self.writer.meta.group;
-        let tables = self.engine.tables();
-        for (slot, mut meta) in tables.slots()? {
-            // A finished image that is newer than the state may be what the log begins after already: it stays until
-            // one is activated.
-            let useless = meta.applied <= self.writer.meta.applied;
-            if meta.group == group && meta.state == SlotState::Staged && useless {
-                meta.state = SlotState::Dead;
-                tables.meta.insert(slot::meta_key(slot), meta.encode())?;
-                self.engine.submit(Job::Clear { slot });
-            }
-        }
+        slots::discard_overtaken(&self.engine, group, self.writer.meta.applied)?;
         let sink = ImageSink::new(&self.engine, group, index)?;
         self.staging = Some(sink.flag());
         Ok(sink)
     }
 
     fn activate_image(&mut self, index: LogIndex) -> Result<(), StoreError> {
-        let group = self.writer.meta.group;
-        let tables = self.engine.tables();
-        let staged =
-            |(_, m): &(u64, SlotMeta)| m.group == group && m.state == SlotState::Staged && m.applied == index;
-        let Some((slot, mut meta)) = tables.slots()?.into_iter().find(staged) else {
-            if self.writer.meta.applied >= index {
-                // Activated before a crash that came before the caller could note it.
-                return Ok(());
-            }
-            return Err(StoreError::damaged(format!("no finished image as of entry {index} is staged")));
-        };
-        meta.state = SlotState::Live;
-        let old = self.writer.slot;
-        let dead = SlotMeta { state: SlotState::Dead, ..self.writer.meta.clone() };
-        let mut batch = tables.db.batch();
-        batch.insert(&tables.meta, slot::meta_key(slot), meta.encode());
-        batch.insert(&tables.meta, slot::meta_key(old), dead.encode());
-        batch.insert(&tables.meta, slot::group_key(group), slot.to_be_bytes());
-        let mut outdated = vec![old];
-        for (other, mut meta) in tables.slots()? {
-            if meta.group == group
-                && meta.state == SlotState::Staged
-                && meta.applied <= index
-                && other != slot
-            {
-                meta.state = SlotState::Dead;
-                batch.insert(&tables.meta, slot::meta_key(other), meta.encode());
-                outdated.push(other);
-            }
-        }
-        batch.commit()?;
-        tables.persist()?;
+        let activated = slots::activate(&self.engine, self.writer.slot, &self.writer.meta, index)?;
+        let Some(activated) = activated else { return Ok(()) };
+        let (tables, slot) = (self.engine.tables(), activated.slot);
         self.staging = None;
-        self.writer = Writer::open(tables.clone(), slot, meta)?;
+        self.writer = Writer::open(tables.clone(), slot, activated.meta.clone())?;
         let freed = compaction::cursor(&tables.db.snapshot(), tables, slot)?.freed_bytes;
         self.shared.physical.moved(slot, self.writer.meta.compact_revision, freed);
         self.load_leases()?;
         self.publish();
         self.compact_in_background();
-        for slot in outdated {
-            self.engine.submit(Job::Clear { slot });
-        }
+        activated.clear_outdated(&self.engine);
         Ok(())
     }
 }

@@ -26,6 +26,8 @@ pub(crate) const TAG_VERSION: u8 = 1;
 pub(crate) const TAG_LEASE: u8 = 2;
 pub(crate) const TAG_ONCE: u8 = 3;
 pub(crate) const TAG_CONTROL: u8 = 4;
+/// An entry of a log; an image has either these or the ones above.
+pub(crate) const TAG_LOG_ENTRY: u8 = 5;
 
 /// No frame of ours is larger; a length beyond this is damage.
 const FRAME_BYTES_MAX: u64 = 64 << 20;

@@ -125,6 +125,10 @@ impl StagingFlag {
     pub(crate) fn cancel(&self) {
         self.0.store(true, Ordering::Release);
     }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
 }
 
 /// Receives the stream into a slot of its own.
@@ -260,7 +264,7 @@ impl ImageSink {
 
 impl SnapshotSink for ImageSink {
     fn write(&mut self, chunk: Bytes) -> io::Result<()> {
-        if self.flag.0.load(Ordering::Acquire) {
+        if self.flag.is_cancelled() {
             return Err(io::Error::other("another image has taken the place of this one"));
         }
         if self.parser.ended() {
@@ -287,7 +291,7 @@ impl SnapshotSink for ImageSink {
         if !self.parser.ended() {
             return Err(bad("its end is missing"));
         }
-        if self.flag.0.load(Ordering::Acquire) {
+        if self.flag.is_cancelled() {
             return Err(io::Error::other("another image has taken the place of this one"));
         }
         self.meta.state = SlotState::Staged;

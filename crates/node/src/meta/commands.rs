@@ -2,13 +2,13 @@
 
 use prost::Message as _;
 
-use super::records::StoreRecord;
+use super::records::{RecoveryRecord, StoreRecord};
 
 /// A change of the registry.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct MetaCommand {
     /// Which change.
-    #[prost(oneof = "meta_command::Change", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "meta_command::Change", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub change: Option<meta_command::Change>,
 }
 
@@ -47,6 +47,9 @@ pub mod meta_command {
         /// Another peer address for a store that does not run.
         #[prost(message, tag = "10")]
         ReaddressStore(ReaddressStore),
+        /// A recovery without a quorum was done: the record of it.
+        #[prost(message, tag = "11")]
+        RecordRecovery(super::RecoveryRecord),
     }
 
     /// Creates a group.

@@ -12,8 +12,8 @@ pub use commands::{MetaCommand, MetaReply, meta_command};
 pub use machine::RegistryMachine;
 pub use planner::{Observed, plan};
 pub use records::{
-    GroupKind, GroupRecord, Registry, RemovedStore, ReplicaRecord, ReplicaState, StoreRecord, StoreState,
-    VOTERS_MAX,
+    GroupKind, GroupRecord, RECOVERIES_MAX, RecoveredGroup, RecoveryRecord, Registry, RemovedStore,
+    ReplicaRecord, ReplicaState, StoreRecord, StoreState, VOTERS_MAX,
 };
 pub use registry::{MAX_NAME_BYTES, check_group_name};
 

@@ -14,6 +14,8 @@ pub enum GroupKind {
     Meta = 0,
     /// An etcd keyspace.
     Kv = 1,
+    /// A plain log.
+    Log = 2,
 }
 
 impl std::fmt::Display for GroupKind {
@@ -21,6 +23,7 @@ impl std::fmt::Display for GroupKind {
         f.write_str(match self {
             Self::Meta => "meta",
             Self::Kv => "kv",
+            Self::Log => "log",
         })
     }
 }
@@ -278,6 +281,55 @@ pub struct Registry {
     /// The stores that are gone, by id.
     #[prost(btree_map = "fixed64, message", tag = "8")]
     pub removed: BTreeMap<u64, RemovedStore>,
+    /// The recoveries without a quorum, the oldest first; the last [`RECOVERIES_MAX`].
+    #[prost(message, repeated, tag = "9")]
+    pub recoveries: Vec<RecoveryRecord>,
+}
+
+/// So many recoveries are remembered.
+pub const RECOVERIES_MAX: usize = 64;
+
+/// The record of a recovery: who lost what, by whose word.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct RecoveryRecord {
+    /// When, in milliseconds since 1970, by the clock of the machine where it was done.
+    #[prost(uint64, tag = "1")]
+    pub at_ms: u64,
+    /// What the operator said.
+    #[prost(string, tag = "2")]
+    pub note: String,
+    /// The stores that were given up, by name; their ids are among [`Registry::removed`] when they are gone.
+    #[prost(string, repeated, tag = "3")]
+    pub lost: Vec<String>,
+    /// The stores that went on, by name.
+    #[prost(string, repeated, tag = "4")]
+    pub survivors: Vec<String>,
+    /// The groups that were given a new configuration.
+    #[prost(message, repeated, tag = "5")]
+    pub groups: Vec<RecoveredGroup>,
+}
+
+/// One group of a recovery.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct RecoveredGroup {
+    /// Its id.
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// Its name at that time.
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// The last entry that was left.
+    #[prost(uint64, tag = "3")]
+    pub last_index: u64,
+    /// Its term.
+    #[prost(uint64, tag = "4")]
+    pub last_term: u64,
+    /// Whether writes after it may have been acknowledged, and are lost then.
+    #[prost(bool, tag = "5")]
+    pub may_have_lost: bool,
+    /// The term from which on the group goes on; higher than any of before.
+    #[prost(uint64, tag = "6")]
+    pub epoch: u64,
 }
 
 impl Registry {

@@ -5,7 +5,7 @@ use pontoon_raft_core::types::GroupId;
 use prost::Message as _;
 
 use super::commands::{MetaCommand, MetaReply, meta_command};
-use super::records::{GroupKind, GroupRecord, Registry, StoreRecord};
+use super::records::{GroupKind, GroupRecord, RECOVERIES_MAX, RecoveryRecord, Registry, StoreRecord};
 use super::{DEFAULT_GROUP, DEFAULT_NAME};
 
 /// The longest name of a group: it has to fit into a DNS label, because clients name keyspaces by host name.
@@ -81,8 +81,16 @@ impl Registry {
                 Change::PromoteStore(promote) => self.promote_store(promote.store),
                 Change::MoveReplica(step) => self.move_replica(step),
                 Change::ReaddressStore(readdress) => self.readdress_store(readdress),
+                Change::RecordRecovery(recovery) => self.record_recovery(recovery),
             },
         }
+    }
+
+    fn record_recovery(&mut self, recovery: RecoveryRecord) -> MetaReply {
+        self.recoveries.push(recovery);
+        let over = self.recoveries.len().saturating_sub(RECOVERIES_MAX);
+        self.recoveries.drain(..over);
+        MetaReply::default()
     }
 
     fn create(&mut self, create: &meta_command::CreateGroup) -> MetaReply {
@@ -94,7 +102,7 @@ impl Registry {
             return MetaReply { group, ..MetaReply::exists(error) };
         }
         let kind = match GroupKind::try_from(create.kind) {
-            Ok(GroupKind::Kv) => GroupKind::Kv,
+            Ok(kind @ (GroupKind::Kv | GroupKind::Log)) => kind,
             _ => {
                 return MetaReply::refused(format!("groups of kind {} cannot be created", create.kind));
             }
@@ -127,9 +135,9 @@ impl Registry {
             _ if delete.group <= DEFAULT_GROUP.0 => {
                 MetaReply::missing("the keyspace \"default\" always exists and cannot be deleted")
             }
-            None => MetaReply::missing(format!("there is no keyspace {:?}", delete.name)),
+            None => MetaReply::missing(format!("there is no group {:?}", delete.name)),
             Some(&group) if group != delete.group => MetaReply::missing(format!(
-                "the keyspace {:?} has the id {group:016x}, not {:016x}: it is not the one that was meant",
+                "the group {:?} has the id {group:016x}, not {:016x}: it is not the one that was meant",
                 delete.name, delete.group
             )),
             Some(&group) => {

@@ -21,6 +21,14 @@ fn store_state(state: StoreState) -> api::StoreState {
     }
 }
 
+fn group_kind(kind: GroupKind) -> api::GroupKind {
+    match kind {
+        GroupKind::Meta => api::GroupKind::Meta,
+        GroupKind::Kv => api::GroupKind::Kv,
+        GroupKind::Log => api::GroupKind::Log,
+    }
+}
+
 impl AdminService {
     pub(super) fn cluster_status(&self) -> api::ClusterStatus {
         let registry = self.registry();
@@ -32,7 +40,8 @@ impl AdminService {
         let mut groups = Vec::new();
         for record in registry.all_groups() {
             let replicas = record.replicas.iter().map(|r| r.store).collect();
-            let kind = if record.id() == META_GROUP { api::GroupKind::Meta } else { api::GroupKind::Kv };
+            let kind =
+                if record.id() == META_GROUP { api::GroupKind::Meta } else { group_kind(record.kind()) };
             groups.push(self.group_summary(&record.name, record.group, kind, replicas));
         }
         let mut refused = self.node.refused_stores();
@@ -100,6 +109,7 @@ impl AdminService {
             leader: leadership.and_then(|(_, leader)| leader).map(|store| store.0),
             term: leadership.map_or(0, |(term, _)| term),
             replicas,
+            applied: self.node.progress(GroupId(group)).map(|(_, applied)| applied.0),
         }
     }
 
@@ -107,8 +117,7 @@ impl AdminService {
         let (group, kind) = self.group_named(name)?;
         let status = self.node.group_status(group).await.ok_or_else(|| {
             Status::failed_precondition(format!(
-                "group {name:?} has no replica on this store; ask one of the stores that `pontoon keyspace describe \
-                 {name}` names"
+                "group {name:?} has no replica on this store; ask one of the stores that `pontoon status` names for it"
             ))
         })?;
         let core = &status.core;
@@ -118,11 +127,7 @@ impl AdminService {
         Ok(api::GroupStatus {
             group: name.to_owned(),
             group_id: group.0,
-            kind: match kind {
-                GroupKind::Meta => api::GroupKind::Meta,
-                GroupKind::Kv => api::GroupKind::Kv,
-            }
-            .into(),
+            kind: group_kind(kind).into(),
             cluster: self.header.cluster,
             store: self.header.store.0,
             name: self.header.name.clone(),

@@ -67,7 +67,8 @@ pub(crate) enum KeyspaceCommand {
     },
 }
 
-fn hex_id(text: &str) -> Result<u64, String> {
+/// An id of a group.
+pub(super) fn hex_id(text: &str) -> Result<u64, String> {
     let digits = text.chars().all(|c| c.is_ascii_hexdigit());
     if !digits || text.is_empty() || text.len() > 16 {
         return Err("an id has 1 to 16 hex digits".into());

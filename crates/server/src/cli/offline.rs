@@ -25,8 +25,13 @@ impl Stopped {
         let log = log_directory(dir)?;
         let records = StoreRecords::read(&log, &[META_GROUP]).map_err(wrong_state)?;
         let meta = dir.join("meta");
-        let registry = if meta.is_dir() { registry(&meta, &records)? } else { Registry::default() };
+        let registry = if meta.is_dir() { registry(&meta, &records, false)? } else { Registry::default() };
         Ok(Self { dir: dir.to_owned(), records, registry })
+    }
+
+    /// The registry with all that is in the log, committed or not.
+    pub(super) fn registry_to_come(&self) -> anyhow::Result<Registry> {
+        registry(&self.dir.join("meta"), &self.records, true)
     }
 
     /// A store's name, or its directory where it has none.
@@ -42,6 +47,7 @@ impl Stopped {
         let kind = |kind: i32| match GroupKind::try_from(kind) {
             Ok(GroupKind::Meta) => "meta",
             Ok(GroupKind::Kv) => "kv",
+            Ok(GroupKind::Log) => "log",
             Err(_) => "unknown",
         };
         let mut names: BTreeMap<_, _> = self
@@ -72,8 +78,8 @@ fn log_directory(dir: &Path) -> anyhow::Result<PathBuf> {
     .into())
 }
 
-/// The registry as of the last entry that the store knew to be committed.
-fn registry(meta: &Path, records: &StoreRecords) -> anyhow::Result<Registry> {
+/// The registry as of the last entry that the store knew to be committed; with `all`, as of the last entry of its log.
+fn registry(meta: &Path, records: &StoreRecords, all: bool) -> anyhow::Result<Registry> {
     let (machine, registry) = RegistryMachine::open(meta, Registry::default()).map_err(wrong_state)?;
     let mut registry = Registry::clone(&registry.borrow());
     let Some(group) = records.groups.get(&META_GROUP) else { return Ok(registry) };
@@ -81,7 +87,7 @@ fn registry(meta: &Path, records: &StoreRecords) -> anyhow::Result<Registry> {
     for entry in &group.entries {
         if let Payload::Command(command) = &entry.payload
             && entry.index > machine.applied()
-            && entry.index <= commit
+            && (all || entry.index <= commit)
         {
             // Its answer was for whoever asked then.
             let _ = registry.apply(command);

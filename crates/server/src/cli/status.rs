@@ -43,15 +43,7 @@ pub(crate) struct StoreRow {
 
 impl From<StoreSummary> for StoreRow {
     fn from(store: StoreSummary) -> Self {
-        let state = match store.state() {
-            StoreState::Joining => "joining",
-            StoreState::Member => "member",
-            StoreState::Leaving => "leaving",
-            StoreState::Left => "left",
-            StoreState::Fenced => "fenced",
-            StoreState::Kicked => "kicked",
-            StoreState::Unspecified => "unknown",
-        };
+        let state = state_name(store.state());
         Self {
             store: Hex(store.store),
             name: store.name,
@@ -110,8 +102,21 @@ impl From<ClusterStatus> for ClusterDocument {
     }
 }
 
+/// A store's state as people and programs see it.
+pub(super) fn state_name(state: StoreState) -> &'static str {
+    match state {
+        StoreState::Joining => "joining",
+        StoreState::Member => "member",
+        StoreState::Leaving => "leaving",
+        StoreState::Left => "left",
+        StoreState::Fenced => "fenced",
+        StoreState::Kicked => "kicked",
+        StoreState::Unspecified => "unknown",
+    }
+}
+
 /// A group's kind as people and programs see it.
-fn kind_name(kind: GroupKind) -> &'static str {
+pub(super) fn kind_name(kind: GroupKind) -> &'static str {
     match kind {
         GroupKind::Meta => "meta",
         GroupKind::Kv => "kv",
@@ -222,6 +227,7 @@ mod tests {
                 leader: Some(1),
                 term: 3,
                 replicas: vec![1],
+                applied: Some(9),
             }],
             connections: vec![connection],
             flow: Some(flow::example().0),

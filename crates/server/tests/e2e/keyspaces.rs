@@ -10,9 +10,14 @@ use tonic::transport::Endpoint;
 use crate::cluster::{Cluster, retry};
 
 pub(crate) fn pontoon(cluster: &Cluster, args: &[&str]) -> (Option<i32>, String, String) {
+    pontoon_at(cluster, 0, args)
+}
+
+/// The command line against one store: exit code, standard output, standard error.
+pub(crate) fn pontoon_at(cluster: &Cluster, i: usize, args: &[&str]) -> (Option<i32>, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_pontoon"))
         .args(args)
-        .args(["--endpoints", &cluster.endpoint(0), "--timeout", "30s"])
+        .args(["--endpoints", &cluster.endpoint(i), "--timeout", "30s"])
         .output()
         .expect("runs");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

@@ -72,7 +72,7 @@ fn put(key: &str, value: &str) -> RequestOp {
 }
 
 /// Writes `key` if it is not there, and `key/again` if it is: a second execution shows.
-fn once(key: &str) -> TxnRequest {
+pub(crate) fn once(key: &str) -> TxnRequest {
     let compare = Compare {
         key: key.to_owned().into(),
         target: CompareTarget::Version as i32,

@@ -1,0 +1,292 @@
+//! Scenarios of ovsdb's cluster tests, by upstream's titles ("OVSDB cluster - ..."), on real processes: a transaction is on
+//! its way when a store dies at a named point, and is done exactly once whoever leads next.
+//!
+//! Upstream skips two of the kinds, where its client repeats a transaction that committed; here writes have names.
+
+use std::time::Duration;
+
+use pontoon_client::{Client, Config};
+use serde_json::Value;
+
+use crate::cluster::{Cluster, PATIENCE, retry};
+use crate::failures::{ALLOWED, arm, died};
+use crate::keyspaces::pontoon_at;
+use crate::retries::once;
+
+/// Who is meant, when a scenario begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Who {
+    Leader,
+    Follower2,
+    Follower3,
+}
+
+use Who::{Follower2, Follower3, Leader};
+
+/// `through`: the store that the client asks first; `victim`: who dies, and at which point; `late`: whose election is delayed.
+struct Scenario {
+    title: &'static str,
+    through: Who,
+    victim: Who,
+    point: &'static str,
+    late: Option<Who>,
+}
+
+const fn scenario(
+    title: &'static str,
+    through: Who,
+    victim: Who,
+    point: &'static str,
+    late: Option<Who>,
+) -> Scenario {
+    Scenario { title, through, victim, point, late }
+}
+
+async fn play(scenarios: &[Scenario]) {
+    let mut cluster = Cluster::start(3, ALLOWED);
+    cluster.put(0, "warm", "up").await;
+    for Scenario { title, through, victim, point, late } in scenarios {
+        let leader = cluster.leader(&[0, 1, 2]).await;
+        let followers: Vec<_> = (0..3).filter(|i| *i != leader).collect();
+        let place = |who: Who| match who {
+            Leader => leader,
+            Follower2 => followers[0],
+            Follower3 => followers[1],
+        };
+        if let Some(late) = late {
+            arm(&cluster, place(*late), "delay-election");
+        }
+        let first = place(*through);
+        let mut remotes = vec![cluster.endpoint(first)];
+        remotes.extend((0..3).filter(|i| *i != first).map(|i| cluster.endpoint(i)));
+        let mut config = Config::new(remotes);
+        config.shuffle = false;
+        config.call_timeout = PATIENCE;
+        config.backoff_max = Duration::from_secs(1);
+        let keyspace = Client::new(config).expect("a client").default_keyspace();
+        keyspace.put("first", "of these").await.expect("a session with the store that is meant");
+        arm(&cluster, place(*victim), point);
+        let answer = keyspace.txn(once(title)).await.unwrap_or_else(|e| panic!("{title}: {e}"));
+        assert!(answer.succeeded, "{title}: another attempt of the same transaction was executed before");
+        if point.starts_with("crash") {
+            died(&mut cluster, place(*victim), point);
+        }
+        for i in 0..3 {
+            if Some(i) != late.map(place) && (i != place(*victim) || point.starts_with("crash")) {
+                continue;
+            }
+            arm(&cluster, i, "clear");
+        }
+        for i in 0..3 {
+            let found = cluster.range(i, title, false).await;
+            let versions: Vec<_> = found.kvs.iter().map(|kv| kv.version).collect();
+            assert_eq!(versions, [1], "{title}: on store {i}");
+        }
+    }
+    cluster.equal_hashes().await;
+    cluster.kill_and_check();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_txn_on_follower_2_while_the_leader_crashes_is_done_once() {
+    let mut scenarios = Vec::new();
+    for point in [
+        "crash-before-sending-append-request",
+        "crash-before-sending-execute-command-reply",
+        "crash-after-sending-execute-command-reply",
+    ] {
+        let titles = match point {
+            "crash-before-sending-append-request" => [
+                "txn on follower-2, leader crash before sending appendReq, follower-2 becomes leader",
+                "txn on follower-2, leader crash before sending appendReq, follower-3 becomes leader",
+            ],
+            "crash-before-sending-execute-command-reply" => [
+                "txn on follower-2, leader crash before sending execRep, follower-2 becomes leader",
+                "txn on follower-2, leader crash before sending execRep, follower-3 becomes leader",
+            ],
+            _ => [
+                "txn on follower-2, leader crash after sending execRep, follower-2 becomes leader",
+                "txn on follower-2, leader crash after sending execRep, follower-3 becomes leader",
+            ],
+        };
+        scenarios.push(scenario(titles[0], Follower2, Leader, point, Some(Follower3)));
+        scenarios.push(scenario(titles[1], Follower2, Leader, point, Some(Follower2)));
+    }
+    play(&scenarios).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_txn_on_the_leader_while_it_crashes_or_hands_over_is_done_once() {
+    let (before, after) = ("crash-before-sending-append-request", "crash-after-sending-append-request");
+    let hands_over = "transfer-leadership-after-sending-append-request";
+    play(&[
+        scenario(
+            "txn on leader, leader crash before sending appendReq, follower-2 becomes leader",
+            Leader,
+            Leader,
+            before,
+            Some(Follower3),
+        ),
+        scenario(
+            "txn on leader, leader crash before sending appendReq, follower-3 becomes leader",
+            Leader,
+            Leader,
+            before,
+            Some(Follower2),
+        ),
+        scenario(
+            "txn on leader, leader crash after sending appendReq, follower-2 becomes leader",
+            Leader,
+            Leader,
+            after,
+            Some(Follower3),
+        ),
+        scenario(
+            "txn on leader, leader crash after sending appendReq, follower-3 becomes leader",
+            Leader,
+            Leader,
+            after,
+            Some(Follower2),
+        ),
+        scenario(
+            "txn on leader, leader transfers leadership after sending appendReq",
+            Leader,
+            Leader,
+            hands_over,
+            None,
+        ),
+    ])
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_txn_while_a_follower_crashes_is_done_once() {
+    let (before, after) =
+        ("crash-before-sending-execute-command-request", "crash-after-sending-execute-command-request");
+    let received = "crash-after-receiving-append-request-update";
+    play(&[
+        scenario(
+            "txn on follower-2, follower-2 crash before sending execReq",
+            Follower2,
+            Follower2,
+            before,
+            None,
+        ),
+        scenario(
+            "txn on follower-2, follower-2 crash after sending execReq",
+            Follower2,
+            Follower2,
+            after,
+            None,
+        ),
+        scenario(
+            "txn on leader, follower-2 crash after receiving appendReq for the update",
+            Leader,
+            Follower2,
+            received,
+            None,
+        ),
+        scenario(
+            "txn on follower-2, follower-3 crash after receiving appendReq for the update",
+            Follower2,
+            Follower3,
+            received,
+            None,
+        ),
+    ])
+    .await;
+}
+
+/// What each of these stores says of the group `default`.
+fn statuses(cluster: &Cluster, stores: &[usize]) -> Vec<Value> {
+    let status = |i: &usize| {
+        let (code, out, err) = pontoon_at(cluster, *i, &["status", "--group", "default", "--output", "json"]);
+        assert_eq!(code, Some(0), "{err}");
+        serde_json::from_str(&out).expect("JSON")
+    };
+    stores.iter().map(status).collect()
+}
+
+/// Waits until all stores agree on one leader, in one term, and follow it.
+async fn agreed(cluster: &Cluster) -> u64 {
+    retry("one leader, one term, all in touch", || async {
+        let all = statuses(cluster, &[0, 1, 2]);
+        let same = |field: &str| all.iter().all(|s| s[field] == all[0][field]);
+        let roles = |role: &str| all.iter().filter(|s| s["role"] == role).count();
+        if same("term") && same("leader") && (roles("leader"), roles("follower")) == (1, 2) {
+            Ok(all[0]["term"].as_u64().expect("a number"))
+        } else {
+            Err(format!("{all:?}"))
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn competing_candidates() {
+    let mut cluster = Cluster::start(3, ALLOWED);
+    let leader = cluster.leader(&[0, 1, 2]).await;
+    let followers: Vec<_> = (0..3).filter(|i| *i != leader).collect();
+    arm(&cluster, followers[0], "dont-send-vote-request");
+    arm(&cluster, followers[1], "delay-election");
+    cluster.kill(leader);
+    cluster.restart(leader);
+    cluster.put(followers[0], "w/x", "1").await;
+    for i in followers {
+        arm(&cluster, i, "clear");
+    }
+    agreed(&cluster).await;
+    cluster.equal_hashes().await;
+    cluster.kill_and_check();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn disruptive_server() {
+    let cluster = Cluster::start(3, ALLOWED);
+    cluster.put(0, "w/x", "1").await;
+    let term = agreed(&cluster).await;
+    let leader = cluster.leader(&[0, 1, 2]).await;
+    let follower = (leader + 1) % 3;
+    arm(&cluster, follower, "stop-raft-rpc");
+    retry("it has lost its leader, and asks for votes in vain", || async {
+        // A silent group keeps quiet: this is what it would be woken by.
+        cluster.put(leader, "w/x", "2").await;
+        let status = statuses(&cluster, &[follower]).remove(0);
+        if status["leader"].is_null() { Ok(()) } else { Err(status.to_string()) }
+    })
+    .await;
+    arm(&cluster, follower, "clear");
+    assert_eq!(agreed(&cluster).await, term, "it came back as a follower, and deposed nobody");
+    assert_eq!(cluster.leader(&[0, 1, 2]).await, leader);
+    cluster.equal_hashes().await;
+    cluster.kill_and_check();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leadership_change_after_replication_while_joining() {
+    let mut cluster = Cluster::start(1, ALLOWED);
+    cluster.put(0, "w/x", "1").await;
+    for i in 1..5 {
+        for member in 0..i {
+            arm(&cluster, member, "transfer-leadership-after-sending-append-request");
+        }
+        cluster.add(i);
+        let via: Vec<_> = (0..i).collect();
+        cluster.spawn_joining(i, &via);
+        cluster.wait_ready(i);
+    }
+    for member in 0..5 {
+        arm(&cluster, member, "clear");
+    }
+    retry("five voters", || async {
+        let (_, out, _) = pontoon_at(&cluster, 0, &["status", "--group", "default", "--output", "json"]);
+        let status: Value = serde_json::from_str(&out).map_err(|e| e.to_string())?;
+        let servers = status["servers"].as_array().ok_or("no servers")?;
+        let stable = servers.iter().filter(|s| s["role"] == "voter" && s["phase"] == "stable").count();
+        if stable == 5 { Ok(()) } else { Err(out) }
+    })
+    .await;
+    cluster.put(4, "w/x", "2").await;
+    cluster.equal_hashes().await;
+    cluster.kill_and_check();
+}
