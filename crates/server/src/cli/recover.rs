@@ -395,6 +395,14 @@ fn apply(args: &ApplyArgs, global: &Global) -> anyhow::Result<ExitCode> {
         let (log, _) = LogStore::open(&dir.join("log"), Options::default()).map_err(compose::wrong_state)?;
         logs.insert(*store, log);
     }
+    for (group, forced) in &plan.forced {
+        let now = logs.get(&forced.best.replica.store).and_then(|log| log.group(*group));
+        if now.is_none_or(|now| now.last_index != forced.best.last_index) {
+            return Err(refuse(format!(
+                "group {group} has changed since the plan was made: a store was started meanwhile; stop it, and plan again"
+            )));
+        }
+    }
     // First of all, everywhere: what follows must not be undone by one of those. If this ends half done, the same plan does
     // the rest.
     for log in logs.values() {

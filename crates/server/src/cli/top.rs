@@ -140,7 +140,9 @@ fn links(connections: &[Connection], names: &BTreeMap<u64, String>) -> Vec<LinkR
             link.last_error.clone_from(&connection.last_error);
         }
     }
-    links.into_values().collect()
+    let mut links: Vec<_> = links.into_values().collect();
+    links.sort_by(|a, b| a.name.cmp(&b.name));
+    links
 }
 
 fn page(before: &Sample, now: &Sample, asked: &str, rows: usize) -> Page {

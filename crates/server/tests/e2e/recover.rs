@@ -176,3 +176,74 @@ async fn a_quorum_that_survives_needs_nothing_and_two_of_four_lose_nothing() {
     let (code, out, err) = run(&["check-cluster", &dirs[0], &dirs[1]]);
     assert_eq!(code, Some(0), "{out}{err}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_group_that_lost_its_majority_is_recovered_in_a_cluster_that_did_not() {
+    let mut cluster = Cluster::start(5, &[]);
+    cluster.leader(&[0, 1, 2, 3, 4]).await;
+    let at = |cluster: &Cluster, i: usize| cluster.endpoint(i);
+    let made = json(&["log", "create", "orders", "--replicas", "3", "--endpoints", &at(&cluster, 0)]);
+    let listed = json(&["store", "list", "--endpoints", &at(&cluster, 0)]);
+    let names: Vec<_> = made["replicas"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|id| {
+            let mut stores = listed["stores"].as_array().expect("a list").iter();
+            let store = stores.find(|s| s["store"] == *id).expect("a store");
+            store["name"].as_str().expect("text").to_owned()
+        })
+        .collect();
+    let index = |name: &String| cluster.stores.iter().position(|s| s.name == *name).expect("a store");
+    let hosts: Vec<_> = names.iter().map(index).collect();
+    let [survivor, dead @ ..] = &hosts[..] else { panic!("{names:?}") };
+    let (survivor, dead) = (*survivor, [dead[0], dead[1]]);
+    let witness = (0..5).find(|i| !hosts.contains(i)).expect("two others");
+    json(&["log", "append", "orders", "first", "--endpoints", &at(&cluster, survivor)]);
+    let read = json(&["log", "read", "orders", "--endpoints", &at(&cluster, survivor)]);
+    assert_eq!(read["entries"].as_array().map(Vec::len), Some(1));
+    for i in dead {
+        cluster.kill(i);
+    }
+    for i in dead {
+        let (name, asked) = (cluster.stores[i].name.clone(), at(&cluster, witness));
+        retry("kick", || async {
+            match run(&["kick", &name, "--detach", "--endpoints", &asked]) {
+                (Some(0), ..) => Ok(()),
+                (_, out, err) => Err(format!("{out}{err}")),
+            }
+        })
+        .await;
+    }
+    cluster.signal(survivor, "TERM");
+    assert_eq!(cluster.wait_exit(survivor), Some(0), "{}", cluster.log(survivor));
+    let dir = cluster.data_dir(survivor).display().to_string();
+    let gone = dead.map(|i| cluster.stores[i].name.clone());
+    let args = [dir.as_str(), "--lost", &gone[0], "--lost", &gone[1], "--group", "orders"];
+    let plan = json(&[&["recover", "plan"][..], &args].concat());
+    assert_eq!(plan["groups"].as_array().map(Vec::len), Some(1));
+    assert_eq!(group(&plan, "orders")["fate"], "forced", "{plan}");
+    let words = plan["confirm"].as_str().expect("words");
+    let (code, out, err) = run(&[&["recover", "apply"][..], &args, &["--confirm", words]].concat());
+    assert_eq!(code, Some(0), "{out}{err}");
+    cluster.restart(survivor);
+
+    voters(&cluster, survivor, "orders", 3).await;
+    json(&["log", "append", "orders", "second", "--endpoints", &at(&cluster, witness)]);
+    retry("the dead are gone", || async {
+        let listed = json(&["store", "list", "--endpoints", &at(&cluster, witness)]);
+        let names: Vec<_> = listed["stores"].as_array().expect("a list").iter().map(|s| &s["name"]).collect();
+        if names.len() == 3 { Ok(()) } else { Err(listed.to_string()) }
+    })
+    .await;
+    let read = json(&["log", "read", "orders", "--endpoints", &at(&cluster, witness)]);
+    assert_eq!(read["entries"].as_array().map(Vec::len), Some(2));
+    let mut dirs = Vec::new();
+    for i in (0..5).filter(|i| !dead.contains(i)) {
+        cluster.kill(i);
+        dirs.push(cluster.data_dir(i).display().to_string());
+    }
+    let dirs: Vec<_> = dirs.iter().map(String::as_str).collect();
+    let (code, out, err) = run(&[&["check-cluster"][..], &dirs].concat());
+    assert_eq!(code, Some(0), "{out}{err}");
+}
