@@ -203,8 +203,9 @@ impl Failures {
         {
             let put_off = host.hand_over.put_off_until;
             if !put_off.is_some_and(|until| deadline <= until && until <= now) {
-                let until =
-                    put_off.filter(|until| *until > now).unwrap_or(now + host.core.election_timer_ms());
+                let until = put_off
+                    .filter(|until| *until > now)
+                    .unwrap_or_else(|| now + host.core.election_timer_ms());
                 host.hand_over.put_off_until = Some(until);
                 host.hand_over.hold_until = Some(until);
                 return;
@@ -343,7 +344,7 @@ fn hand_over_once(host: &mut GroupHost, now: u64, test: FailureTest) {
             tracing::info!(group = %host.shared.id, %test, "failure test: leadership is handed over");
         }
         Err(error) => {
-            tracing::debug!(group = %host.shared.id, %error, "failure test: leadership stays for now")
+            tracing::debug!(group = %host.shared.id, %error, "failure test: leadership stays for now");
         }
     }
 }

@@ -132,7 +132,7 @@ pub enum Fate {
     /// Its voters that survive can elect a leader by themselves.
     Intact,
     /// It gets a new configuration.
-    Forced(Forced),
+    Forced(Box<Forced>),
     /// Not a replica survives: the group is gone, and can only be deleted.
     Gone,
     /// These stores survive and have voters of it; without their directories nobody can tell whose log is best.
@@ -187,13 +187,13 @@ pub fn decide(left: &[Left], hosts: &BTreeSet<StoreId>, lost: &BTreeSet<StoreId>
     let learners = all_learners.filter(|replica| !is_lost(*replica) && !voters.contains(replica)).collect();
     let term = left.iter().map(|l| l.hard_state.term.max(l.last_term)).max().unwrap_or_default();
     let may_have_lost = joint::vote(configuration, |replica| Some(is_lost(replica))) == VoteResult::Won;
-    Fate::Forced(Forced {
+    Fate::Forced(Box::new(Forced {
         best: best.clone(),
         voters,
         learners,
         epoch: Term(term.0 + EPOCH_STEP),
         may_have_lost,
-    })
+    }))
 }
 
 impl Forced {
@@ -337,7 +337,7 @@ mod tests {
         let fate = decide(&[left(3, 4, 90, &[1, 2, 3])], &stores(&[1, 2, 3]), &stores(&[1, 2]));
         let Fate::Forced(forced) = fate else { panic!("{fate:?}") };
         let commands = [(EntryId(1), MetaCommand::default()), (EntryId(2), MetaCommand::default())];
-        let groups = BTreeMap::from([(GroupId(0), forced.clone()), (GroupId(1), forced)]);
+        let groups = BTreeMap::from([(GroupId(0), (*forced).clone()), (GroupId(1), *forced)]);
         let batches = batches(&groups, &commands);
         let batch = &batches[&StoreId(3)];
         assert_eq!((batches.len(), batch.groups.len()), (1, 2));

@@ -95,6 +95,11 @@ pub(crate) async fn serve(mut config: Config) -> anyhow::Result<()> {
     node_config.read_timeout = node_config.propose_timeout;
     node_config.flow = config.flow_control;
     node_config.failure_injection = config.failure_injection;
+    if config.failure_injection {
+        tracing::warn!(
+            "failures may be made on purpose here: any client may end this process (--enable-failure-injection)"
+        );
+    }
     let mut links = TransportConfig::new(header.cluster, header.store, header.name.clone());
     links.advertise = config.advertise_peer.to_string();
     links.election_timer_ms = timer_ms;

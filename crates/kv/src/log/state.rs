@@ -48,7 +48,7 @@ pub struct LogFigures {
 pub struct LogState {
     engine: Engine,
     group: GroupId,
-    /// The last entry; closed when the replica here is.
+    /// The last entry.
     last: watch::Sender<LogIndex>,
     ended: watch::Sender<bool>,
 }

@@ -231,3 +231,30 @@ async fn the_registry_teaches_starts_and_fences_its_own_older_copy() {
     let again = Lineages::begin(&open(&disk), 1).expect_err("never again").to_string();
     assert!(again.contains("refused for good") && again.contains("older copy"), "{again}");
 }
+
+/// Whom a recovery gave up is refused from the next start on, whatever the registry of before says.
+#[test]
+fn stores_that_were_given_up_stay_away_over_restarts() {
+    let disk = MemoryDisk::new();
+    assert_eq!(begin(&disk).removed(X), None);
+    let log = open(&disk);
+    give_up_stores(&log, &BTreeSet::from([X])).expect("noted");
+    // The same plan once more, and another one.
+    give_up_stores(&log, &BTreeSet::from([X])).expect("noted");
+    give_up_stores(&log, &BTreeSet::from([StoreId(9)])).expect("noted");
+    drop(log);
+    for _ in 0..2 {
+        let lineages = begin(&disk);
+        lineages.set_removed(BTreeMap::from([(StoreId(8), "kicked".to_owned())]));
+        for (store, why) in
+            [(X, "given up for lost"), (StoreId(9), "given up for lost"), (StoreId(8), "kicked")]
+        {
+            let told = lineages.removed(store).unwrap_or_default();
+            assert!(told.contains(why), "{store}: {told:?}");
+        }
+        assert_eq!(lineages.removed(StoreId(1)), None);
+    }
+    let log = open(&disk);
+    log.put_note("given-up", &[1, 2, 3]).expect("noted");
+    assert!(matches!(give_up_stores(&log, &BTreeSet::from([X])), Err(LineageError::Unreadable { .. })));
+}

@@ -101,11 +101,8 @@ impl Registry {
             let error = format!("{:?} exists already (id {group:016x}); choose another name", create.name);
             return MetaReply { group, ..MetaReply::exists(error) };
         }
-        let kind = match GroupKind::try_from(create.kind) {
-            Ok(kind @ (GroupKind::Kv | GroupKind::Log)) => kind,
-            _ => {
-                return MetaReply::refused(format!("groups of kind {} cannot be created", create.kind));
-            }
+        let Ok(kind @ (GroupKind::Kv | GroupKind::Log)) = GroupKind::try_from(create.kind) else {
+            return MetaReply::refused(format!("groups of kind {} cannot be created", create.kind));
         };
         let all = self.least_loaded(usize::MAX).len();
         if create.replicas as usize > all {

@@ -276,7 +276,7 @@ fn plan(args: &Survivors) -> anyhow::Result<Plan> {
                 document.may_lose = one.may_have_lost;
                 document.voters = one.voters.iter().map(|v| Hex(v.store.0)).collect();
                 document.epoch = Some(one.epoch.0);
-                forced.insert(group.id(), one);
+                forced.insert(group.id(), *one);
             }
         }
         groups.push(document);

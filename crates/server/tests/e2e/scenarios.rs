@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use pontoon_client::{Client, Config};
+use pontoon_proto::etcdserverpb::{DeleteRangeRequest, PutRequest};
 use serde_json::Value;
 
 use crate::cluster::{Cluster, PATIENCE, retry};
@@ -288,5 +289,111 @@ async fn leadership_change_after_replication_while_joining() {
     .await;
     cluster.put(4, "w/x", "2").await;
     cluster.equal_hashes().await;
+    cluster.kill_and_check();
+}
+
+const DISCONNECTED: &str = "disconnected from the cluster (election timeout)";
+
+/// Waits until a store says that it has lost its cluster, and sees that it does not change its mind.
+async fn stays_disconnected(cluster: &Cluster, i: usize) {
+    let status = || statuses(cluster, &[i]).remove(0)["status"].clone();
+    retry("it is disconnected", || async {
+        // A silent group notices nothing: this is what it would be woken by.
+        let (_, _, _) = pontoon_at(cluster, i, &["take-leadership", "default", "--timeout", "100ms"]);
+        let now = status();
+        if now == DISCONNECTED { Ok(()) } else { Err(now.to_string()) }
+    })
+    .await;
+    // Some election timers long.
+    for _ in 0..40 {
+        assert_eq!(status(), DISCONNECTED, "no flicker");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn follower_disconnect_from_cluster_and_initial_status_should_be_disconnected() {
+    let mut cluster = Cluster::start(3, &[]);
+    let leader = cluster.leader(&[0, 1, 2]).await;
+    let followers: Vec<_> = (0..3).filter(|i| *i != leader).collect();
+    // The leader last.
+    cluster.kill(followers[1]);
+    cluster.kill(leader);
+    stays_disconnected(&cluster, followers[0]).await;
+    // All stopped, one started: it never says that it is connected.
+    cluster.kill(followers[0]);
+    cluster.spawn(followers[0]);
+    cluster.wait_ready(followers[0]);
+    stays_disconnected(&cluster, followers[0]).await;
+    cluster.restart(leader);
+    cluster.put(followers[0], "w/x", "1").await;
+    cluster.restart(followers[1]);
+    agreed(&cluster).await;
+    cluster.kill_and_check();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leader_disconnect_from_cluster_check_flapping() {
+    let mut cluster = Cluster::start(5, &[]);
+    let leader = cluster.leader(&[0, 1, 2, 3, 4]).await;
+    cluster.put(leader, "w/x", "1").await;
+    let majority: Vec<_> = (0..5).filter(|i| *i != leader).take(3).collect();
+    for i in &majority {
+        cluster.kill(*i);
+    }
+    stays_disconnected(&cluster, leader).await;
+    for i in majority {
+        cluster.restart(i);
+    }
+    cluster.put(leader, "w/x", "2").await;
+    cluster.equal_hashes().await;
+    cluster.kill_and_check();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn install_snapshot_rpc() {
+    let mut cluster = Cluster::start(3, &[]);
+    let leader = cluster.leader(&[0, 1, 2]).await;
+    let follower = (leader + 1) % 3;
+    let value = "x".repeat(500_000);
+    let kv = cluster.kv(leader).await;
+    let write = async |key: String, value: String| {
+        retry("put", || {
+            let mut kv = kv.clone();
+            let put =
+                PutRequest { key: key.clone().into(), value: value.clone().into(), ..Default::default() };
+            async move { kv.put(put).await.map_err(|e| e.to_string()) }
+        })
+        .await;
+    };
+    for n in 0..20 {
+        write(format!("w/{n:03}"), "before".to_owned()).await;
+    }
+    cluster.equal_hashes().await;
+    cluster.kill(follower);
+    let mut delete = cluster.kv(leader).await;
+    let range = DeleteRangeRequest { key: "w/".into(), range_end: "w0".into(), prev_kv: false };
+    delete.delete_range(range).await.expect("deletes");
+    // More than the leader keeps of its log for a follower that is away (64 MiB).
+    for n in 0..180 {
+        write(format!("w/{:03}", n % 30), value.clone()).await;
+    }
+    cluster.restart(follower);
+    // A transaction through it, which it judges by what it has received.
+    let mut through = cluster.kv(follower).await;
+    let answer = retry("txn", || {
+        let mut through = through.clone();
+        async move { through.txn(once("after")).await.map_err(|e| e.to_string()) }
+    });
+    let _ = answer.await;
+    let found = through.range(pontoon_proto::etcdserverpb::RangeRequest {
+        key: "w/".into(),
+        range_end: "w0".into(),
+        count_only: true,
+        ..Default::default()
+    });
+    assert_eq!(found.await.expect("reads").into_inner().count, 30);
+    cluster.equal_hashes().await;
+    assert!(cluster.log(leader).contains("sends a snapshot"), "the follower came back too early");
     cluster.kill_and_check();
 }
