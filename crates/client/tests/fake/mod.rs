@@ -390,6 +390,71 @@ impl Admin for Service {
         absent()
     }
 
+    async fn create_log(
+        &self,
+        _: Request<v1::CreateLogRequest>,
+    ) -> Result<Response<v1::CreateLogResponse>, Status> {
+        absent()
+    }
+
+    async fn list_logs(
+        &self,
+        _: Request<v1::ListLogsRequest>,
+    ) -> Result<Response<v1::ListLogsResponse>, Status> {
+        absent()
+    }
+
+    async fn describe_log(
+        &self,
+        _: Request<v1::DescribeLogRequest>,
+    ) -> Result<Response<v1::DescribeLogResponse>, Status> {
+        absent()
+    }
+
+    async fn delete_log(
+        &self,
+        _: Request<v1::DeleteLogRequest>,
+    ) -> Result<Response<v1::DeleteLogResponse>, Status> {
+        absent()
+    }
+
+    async fn append_log(
+        &self,
+        _: Request<v1::AppendLogRequest>,
+    ) -> Result<Response<v1::AppendLogResponse>, Status> {
+        absent()
+    }
+
+    async fn read_log(
+        &self,
+        _: Request<v1::ReadLogRequest>,
+    ) -> Result<Response<v1::ReadLogResponse>, Status> {
+        absent()
+    }
+
+    type TailLogStream = tokio_stream::Empty<Result<v1::TailLogResponse, Status>>;
+
+    async fn tail_log(
+        &self,
+        _: Request<v1::TailLogRequest>,
+    ) -> Result<Response<Self::TailLogStream>, Status> {
+        absent()
+    }
+
+    async fn list_recoveries(
+        &self,
+        _: Request<v1::ListRecoveriesRequest>,
+    ) -> Result<Response<v1::ListRecoveriesResponse>, Status> {
+        absent()
+    }
+
+    async fn failure_test(
+        &self,
+        _: Request<v1::FailureTestRequest>,
+    ) -> Result<Response<v1::FailureTestResponse>, Status> {
+        absent()
+    }
+
     async fn memory(&self, _: Request<v1::MemoryRequest>) -> Result<Response<v1::MemoryResponse>, Status> {
         absent()
     }

@@ -117,9 +117,11 @@ async fn a_keyspace_on_one_store_is_served_by_all_and_can_be_deleted() {
     assert_eq!(code, Some(0), "{err}");
     // Also after a restart of everything it stays away. The store that had it has destroyed it by then, while its registry
     // on disk has not heard: that must not be an error to it.
-    while !(0..3).any(|i| cluster.log(i).contains("forgets a keyspace that was deleted")) {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    retry("the store that had it forgets it", || async {
+        let says = |i| cluster.log(i).contains("forgets a group that was deleted");
+        if (0..3).any(says) { Ok(()) } else { Err("no log says so".to_owned()) }
+    })
+    .await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     for i in 0..3 {
         cluster.kill(i);
