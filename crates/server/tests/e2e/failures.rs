@@ -60,16 +60,25 @@ async fn crash_points(points: &[(&str, bool)]) {
     for (test, at_leader) in points {
         let leader = cluster.leader(&[0, 1, 2]).await;
         let victim = if *at_leader { leader } else { (leader + 1) % 3 };
-        let mut kv = cluster.kv(victim).await;
+        let mut clients = Vec::new();
+        for i in 0..3 {
+            clients.push(cluster.kv(i).await);
+        }
         arm(&cluster, victim, test);
-        // The writers have left stores that died before; somebody has to ask this one.
-        let asked = tokio::spawn(async move {
-            let put = PutRequest { key: "asked".into(), ..PutRequest::default() };
-            // Whether it is done is not the question.
-            let _ = kv.put(put).await;
+        // The writers have left stores that died before, and may all be at one. Each has to be asked: a command that meets the
+        // point may have to come from the victim's clients, or through another store.
+        let asked = clients.into_iter().map(|mut kv| {
+            tokio::spawn(async move {
+                let put = PutRequest { key: "asked".into(), ..PutRequest::default() };
+                // Whether it is done is not the question.
+                let _ = kv.put(put).await;
+            })
         });
+        let asked: Vec<_> = asked.collect();
         died(&mut cluster, victim, test);
-        asked.await.expect("no panic");
+        for asked in asked {
+            asked.await.expect("no panic");
+        }
         load.progress(50).await;
     }
     let acknowledged = load.end().await;
