@@ -27,6 +27,7 @@ mod memory;
 mod offline;
 pub(crate) mod output;
 mod prepare;
+mod restore;
 mod saved;
 mod serve;
 mod status;
