@@ -77,9 +77,13 @@ impl AdminService {
     }
 
     /// The group of this name, with the id and the kind that the registry gives it.
-    fn group_named(&self, name: &str) -> Result<(GroupId, GroupKind), Status> {
+    async fn group_named(&self, name: &str) -> Result<(GroupId, GroupKind), Status> {
         if name == META_NAME {
             return Ok((META_GROUP, GroupKind::Meta));
+        }
+        if self.registry().group_named(name).is_none() {
+            // It may have been created a moment ago by way of another store.
+            self.catch_up().await;
         }
         self.registry().group_named(name).map(|g| (g.id(), g.kind())).ok_or_else(|| {
             Status::not_found(format!(
@@ -149,18 +153,20 @@ impl AdminService {
         })
     }
 
-    /// Waits until a group has a leader that confirms a read here, or has a leader at all if it is not placed here.
     /// Waits until the registry here has all that it had anywhere when this was called; for a while, since what is known
     /// is worth more than nothing where there is no quorum.
     async fn catch_up(&self) {
         let _ = tokio::time::timeout(CATCH_UP_MAX, self.node.read_barrier(META_GROUP)).await;
     }
 
-    async fn wait_until_it_serves(&self, group: GroupId) -> Result<(), Status> {
+    /// Waits until a group has a leader that confirms a read here, or has a leader at all if it is not placed here.
+    async fn wait_until_it_serves(&self, name: &str, group: GroupId) -> Result<(), Status> {
         let serves = async {
             loop {
-                let remote = self.directory.knows(group) && self.node.leadership(group).is_none();
-                if remote || self.node.read_barrier(group).await.is_ok() {
+                // An older keyspace of the same name may be on its way out.
+                let named = self.directory.is_named(name, group);
+                let remote = self.node.leadership(group).is_none();
+                if named && (remote || self.node.read_barrier(group).await.is_ok()) {
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -293,7 +299,7 @@ impl Admin for AdminService {
         if !reply.error.is_empty() {
             return Err(Status::invalid_argument(reply.error));
         }
-        self.wait_until_it_serves(GroupId(reply.group)).await?;
+        self.wait_until_it_serves(&request.name, GroupId(reply.group)).await?;
         let record = self.registry().groups.get(&reply.group).cloned();
         let record = record.ok_or_else(|| Status::aborted("it was deleted again in the same moment"))?;
         Ok(Response::new(api::CreateKeyspaceResponse { keyspace: Some(self.keyspace(&record)) }))
@@ -328,6 +334,7 @@ impl Admin for AdminService {
         let mut answer =
             api::DescribeKeyspaceResponse { keyspace: Some(self.keyspace(record)), ..Default::default() };
         if let Some(keyspace) = self.directory.keyspace(record.id()) {
+            answer.restore = keyspace.unfinished_restore();
             let figures = tokio::task::spawn_blocking(move || figures(&keyspace))
                 .await
                 .map_err(|error| Status::internal(error.to_string()))?
@@ -354,7 +361,7 @@ impl Admin for AdminService {
         &self,
         mut request: Request<api::TransferLeadershipRequest>,
     ) -> Result<Response<api::TransferLeadershipResponse>, Status> {
-        let (group, _) = self.group_named(&request.get_ref().group)?;
+        let (group, _) = self.group_named(&request.get_ref().group).await?;
         let to = match request.get_ref().store.as_str() {
             "" => None,
             text => Some(StoreId(self.store_meant(text)?.store)),
@@ -376,7 +383,7 @@ impl Admin for AdminService {
         &self,
         request: Request<api::TakeLeadershipRequest>,
     ) -> Result<Response<api::TakeLeadershipResponse>, Status> {
-        let (group, _) = self.group_named(&request.get_ref().group)?;
+        let (group, _) = self.group_named(&request.get_ref().group).await?;
         let own = self.node.store();
         if self.node.leadership(group).and_then(|(_, leader)| leader) != Some(own) {
             self.node.take_leadership(group).await.map_err(Status::failed_precondition)?;
@@ -389,7 +396,7 @@ impl Admin for AdminService {
         &self,
         mut request: Request<api::ChangeElectionTimerRequest>,
     ) -> Result<Response<api::ChangeElectionTimerResponse>, Status> {
-        let (group, _) = self.group_named(&request.get_ref().group)?;
+        let (group, _) = self.group_named(&request.get_ref().group).await?;
         let millis = request.get_ref().election_timer_ms;
         if let Some(mut leader) = self.leader_elsewhere(group, &request).await? {
             request.metadata_mut().insert(FORWARDED, tonic::metadata::MetadataValue::from_static("1"));

@@ -25,7 +25,7 @@ use crate::tls::CertificateLayer;
 use crate::work_class::WorkClassLayer;
 
 /// Which answers are this store's failures, to be logged as errors: not those that tell a client of its own mistakes, or
-/// what was not there.
+/// what was not there, nor those that shed load or keep a quota: whoever sends too much would fill the log as well.
 fn server_failures() -> GrpcErrorsAsFailures {
     GrpcErrorsAsFailures::new()
         .with_success(GrpcCode::Cancelled)
@@ -37,6 +37,7 @@ fn server_failures() -> GrpcErrorsAsFailures {
         .with_success(GrpcCode::OutOfRange)
         .with_success(GrpcCode::Unimplemented)
         .with_success(GrpcCode::Unauthenticated)
+        .with_success(GrpcCode::ResourceExhausted)
 }
 
 /// Requests and streams that one store serves at a time, over all listeners; above it, RESOURCE_EXHAUSTED.
