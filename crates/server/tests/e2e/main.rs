@@ -12,6 +12,7 @@ mod full_disk;
 mod keyspaces;
 mod kubernetes;
 mod leases;
+mod locks;
 mod members;
 mod offline;
 mod quota;
