@@ -25,6 +25,8 @@ mod members;
 mod memory;
 mod status;
 
+pub(crate) use memory::resident_bytes;
+
 /// How long a change of leadership or a new keyspace is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a list waits for the newest registry: as long as an election takes, and less than a client's patience.

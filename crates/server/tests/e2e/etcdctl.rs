@@ -1,6 +1,7 @@
 //! The real `etcdctl` against each store.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -158,6 +159,17 @@ impl Drop for Running {
     }
 }
 
+/// What plain HTTP gets on the client port.
+fn page(endpoint: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(endpoint).expect("connects");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {endpoint}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("sends");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    answer
+}
+
 /// What the other tests do not run. `check perf`, which takes a minute, and what works on files alone are left out.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_commands_of_later_days_work_too() {
@@ -216,7 +228,12 @@ async fn the_commands_of_later_days_work_too() {
     run(at, &["user", "delete", "u"], None);
     run(at, &["role", "delete", "r"], None);
 
-    run(at, &["check", "datascale", "--load=s"], None);
+    let checked = run(at, &["check", "datascale", "--load=s"], None);
+    assert!(checked.contains("PASS"), "{checked}");
+    let version = page(at, "/version");
+    assert!(version.contains("\"etcdserver\":\"3.5."), "{version}");
+    assert!(page(at, "/health").contains("\"health\":\"true\""));
+    assert!(page(at, "/metrics").contains("pontoon_"));
     assert!(run(at, &["endpoint", "hashkv"], None).contains(at));
     run(at, &["defrag"], None);
     assert_eq!(run(at, &["alarm", "list"], None), "");

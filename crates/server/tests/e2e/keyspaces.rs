@@ -152,7 +152,7 @@ async fn a_keyspace_on_one_store_is_served_by_all_and_can_be_deleted() {
     }
 }
 
-fn addressed<T>(message: T, keyspace: &str) -> tonic::Request<T> {
+pub(crate) fn addressed<T>(message: T, keyspace: &str) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     request.metadata_mut().insert("pontoon-keyspace", keyspace.parse().expect("ASCII"));
     request
