@@ -17,6 +17,8 @@ fn run(endpoint: &str, args: &[&str]) -> (bool, String) {
     let output = Command::new("etcdctl")
         .env("ETCDCTL_API", "3")
         .args([&format!("--endpoints={endpoint}"), "--command-timeout=20s"])
+        // The login, whose hash takes its time on a busy machine, has to be over by then.
+        .arg("--dial-timeout=20s")
         .args(args)
         .stdin(Stdio::null())
         .output()
