@@ -1,4 +1,4 @@
-//! What one command costs the apply worker, and what one read costs.
+//! What one command costs the apply worker, what one read costs, and how long an event takes to many watchers.
 #![allow(missing_docs)]
 
 use std::hint::black_box;
@@ -8,9 +8,13 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use pontoon_kv::{Command, Engine, EngineOptions, KeyspaceMachine};
 use pontoon_node::state_machine::{Committed, StateMachine};
 use pontoon_proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
+use pontoon_proto::etcdserverpb::kv_client::KvClient;
 use pontoon_proto::etcdserverpb::request_op::Request;
 use pontoon_proto::etcdserverpb::{Compare, PutRequest, RangeRequest, RequestOp, TxnRequest};
 use pontoon_raft_core::types::{EntryId, GroupId, Term};
+
+#[path = "../tests/support/mod.rs"]
+mod support;
 
 const KEYS: u64 = 100_000;
 
@@ -146,5 +150,36 @@ fn range(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, apply, range);
+/// From the entry to the event at the last of many watchers, over gRPC.
+fn fan_out(c: &mut Criterion) {
+    const WATCHERS: usize = 1_000;
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let mut group = c.benchmark_group("watch fan-out");
+    group.throughput(Throughput::Elements(WATCHERS as u64));
+    for streams in [1, 100] {
+        let (_running, mut kv, mut open) = runtime.block_on(async {
+            let running = support::Running::start().await;
+            let channel = running.channel().await;
+            let open = support::watch_many(&channel, streams, WATCHERS / streams).await;
+            (running, KvClient::new(channel), open)
+        });
+        group.bench_function(format!("a put seen by {WATCHERS} watchers on {streams} streams"), |b| {
+            b.iter(|| {
+                runtime.block_on(async {
+                    let put = PutRequest { key: support::WATCHED.into(), ..Default::default() };
+                    kv.put(put).await.expect("puts");
+                    for answers in &mut open {
+                        for _ in 0..WATCHERS / streams {
+                            let answer = answers.message().await.expect("no error").expect("no end");
+                            assert_eq!(answer.events.len(), 1);
+                        }
+                    }
+                });
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, apply, range, fan_out);
 criterion_main!(benches);

@@ -253,9 +253,10 @@ mod tests {
             Command::AutoCompact { revision: 5 },
             Command::Auth(AuthChange::Enable { secret }),
             Command::Auth(AuthChange::Disable),
-            Command::Restore(RestoreStep::Begin { revision: 9, compact_revision: -1 }),
+            Command::Restore(RestoreStep::Begin { revision: 9, compact_revision: -1, attempt: 7 }),
             Command::Restore(RestoreStep::Piece { number: 1, frames: "frames".into() }),
             Command::Restore(RestoreStep::End { pieces: 2 }),
+            Command::Restore(RestoreStep::GiveUp { attempt: 7, pieces: 1 }),
         ] {
             assert_eq!(Command::decode(&command.encode()), Ok(command));
         }

@@ -128,10 +128,14 @@ pub enum EtcdError {
     NotEmpty = 61,
     /// Pieces of a restore are not as they should be.
     RestorePiece = 62,
+    /// A restore was to be given up that is finished, or has gone on.
+    RestoreGoesOn = 63,
+    /// A restore goes on that somebody has given up.
+    RestoreGivenUp = 64,
 }
 
 impl EtcdError {
-    const ALL: [Self; 47] = [
+    const ALL: [Self; 49] = [
         Self::EmptyKey,
         Self::KeyNotFound,
         Self::ValueProvided,
@@ -179,6 +183,8 @@ impl EtcdError {
         Self::Restoring,
         Self::NotEmpty,
         Self::RestorePiece,
+        Self::RestoreGoesOn,
+        Self::RestoreGivenUp,
     ];
 
     /// The gRPC code that etcd uses for it.
@@ -206,7 +212,9 @@ impl EtcdError {
             | Self::AuthNotEnabled
             | Self::Restoring
             | Self::NotEmpty
-            | Self::RestorePiece => Code::FailedPrecondition,
+            | Self::RestorePiece
+            | Self::RestoreGoesOn
+            | Self::RestoreGivenUp => Code::FailedPrecondition,
             Self::PermissionDenied => Code::PermissionDenied,
             Self::InvalidAuthToken => Code::Unauthenticated,
             _ => Code::InvalidArgument,
@@ -275,13 +283,20 @@ impl EtcdError {
                 "pontoon: a hashed password must be a bcrypt hash of a cost from 4 to 14"
             }
             Self::Restoring => {
-                "pontoon: the keyspace is being restored and cannot be used before that is finished; if it was given up, delete the keyspace and restore it again"
+                "pontoon: the keyspace is being restored and cannot be used before that is finished; if the restore was broken \
+                 off, run `pontoon keyspace restore` again"
             }
             Self::NotEmpty => {
                 "pontoon: only a new keyspace can be restored into, and this one has been written to; name another"
             }
             Self::RestorePiece => {
-                "pontoon: a piece of the restore is missing or out of order; delete the keyspace and restore it again"
+                "pontoon: a piece of the restore is missing or out of order; run `pontoon keyspace restore` again"
+            }
+            Self::RestoreGoesOn => {
+                "pontoon: the restore that was to be given up is finished, or has gone on; look at it again"
+            }
+            Self::RestoreGivenUp => {
+                "pontoon: the restore was given up by somebody who restores the same keyspace; look at what they do"
             }
             Self::AnswerNotKept => {
                 "pontoon: the write was executed by an earlier attempt, whose answer was too large to be kept"

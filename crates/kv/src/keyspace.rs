@@ -108,6 +108,41 @@ pub fn with_name<T>(
     }
 }
 
+/// The metadata by which a store that passes a request on says which address its client used; see [`dialled_address`].
+pub const DIALLED_METADATA: &str = "pontoon-dialled";
+
+/// The address that the members' addresses must have for the client to find the same keyspace there: a host, if that is
+/// what names the keyspace; a host and a port, if a bound listener does. `None` if any address will do.
+///
+/// Clients that follow the member list would else find themselves in [`DEFAULT_KEYSPACE`].
+#[must_use]
+pub fn dialled_address(headers: &HeaderMap, extensions: &Extensions) -> Option<String> {
+    if let Some(passed_on) = headers.get(DIALLED_METADATA) {
+        let passed_on: Authority = passed_on.to_str().ok()?.parse().ok()?;
+        return Some(passed_on.as_str().to_owned());
+    }
+    if headers.contains_key(KEYSPACE_METADATA) {
+        return None;
+    }
+    let DialledHost(authority) = extensions.get()?;
+    if extensions.get::<BoundKeyspace>().is_some() {
+        return Some(authority.as_str().to_owned());
+    }
+    keyspace_of_host(authority.host()).map(|_| authority.host().to_owned())
+}
+
+/// An advertised URL as a client has to dial it that used this address.
+#[must_use]
+pub(crate) fn url_for_client(url: String, dialled: Option<&str>) -> String {
+    let Some(dialled) = dialled else { return url };
+    let Some((scheme, advertised)) = url.split_once("://") else { return url };
+    let has_port = dialled.parse().is_ok_and(|dialled: Authority| dialled.port().is_some());
+    match advertised.parse::<Authority>().ok().and_then(|advertised| advertised.port_u16()) {
+        Some(port) if !has_port => format!("{scheme}://{dialled}:{port}"),
+        _ => format!("{scheme}://{dialled}"),
+    }
+}
+
 /// What a client hears that named a keyspace which is not there.
 pub(crate) fn unknown(name: &str) -> Status {
     Status::not_found(format!(
@@ -221,6 +256,33 @@ mod tests {
         {
             assert_eq!(keyspace_of_host(none), None, "{none}");
         }
+    }
+
+    #[test]
+    fn members_have_addresses_by_which_the_keyspace_is_found() {
+        let mut metadata = HeaderMap::new();
+        let mut extensions = Extensions::new();
+        let url = |m: &HeaderMap, e: &Extensions| {
+            url_for_client("https://10.0.0.7:2379".to_owned(), dialled_address(m, e).as_deref())
+        };
+        assert_eq!(url(&metadata, &extensions), "https://10.0.0.7:2379");
+        for no_name in ["127.0.0.1:22379", "localhost:22379", "[::1]:2379"] {
+            extensions.insert(DialledHost(no_name.parse().unwrap()));
+            assert_eq!(url(&metadata, &extensions), "https://10.0.0.7:2379", "{no_name}");
+        }
+        extensions.insert(DialledHost("tenant.db.example:443".parse().unwrap()));
+        assert_eq!(url(&metadata, &extensions), "https://tenant.db.example:2379");
+        // A bound listener is known by its port, and other stores' ports are not known.
+        extensions.insert(BoundKeyspace("bound".into()));
+        assert_eq!(url(&metadata, &extensions), "https://tenant.db.example:443");
+        // Who names the keyspace himself finds it anywhere.
+        metadata.insert(KEYSPACE_METADATA, "named".parse().unwrap());
+        assert_eq!(url(&metadata, &extensions), "https://10.0.0.7:2379");
+        // Unless it was a store that named it, when it passed the request on.
+        metadata.insert(DIALLED_METADATA, "tenant.db.example".parse().unwrap());
+        assert_eq!(url(&metadata, &extensions), "https://tenant.db.example:2379");
+        metadata.insert(DIALLED_METADATA, "no address".parse().unwrap());
+        assert_eq!(url(&metadata, &extensions), "https://10.0.0.7:2379");
     }
 
     #[test]

@@ -80,6 +80,8 @@ pub use error::{EtcdError, StoreError, outcome};
 pub use expiry::expire_leases;
 pub use mvcc::apply::KeyspaceMachine;
 pub use mvcc::state::{Keyspace, KvHash, ReadFailure};
-pub use services::{ENTRY_ID_METADATA, ETCD_VERSION, EtcdServices, POSITION_METADATA};
+pub use services::{
+    CertificateUser, ENTRY_ID_METADATA, ETCD_VERSION, EtcdServices, POSITION_METADATA, token_for_leader,
+};
 pub use upkeep::{UpkeepStats, look_after};
 pub use write_id::WriteId;

@@ -274,3 +274,47 @@ async fn cluster_and_maintenance() {
     let r = maintenance.status(StatusRequest {}).await.unwrap().into_inner();
     assert_eq!((r.leader, r.errors), (0, vec!["etcdserver: no leader".to_owned()]));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_range_comes_in_parts() {
+    let server = Running::start().await;
+    let mut kv = kv(&server).await;
+    let value = "v".repeat(300_000);
+    for n in 0..10 {
+        kv.put(put(&format!("k{n}"), &value)).await.unwrap();
+    }
+    let all = RangeRequest { range_end: "l".into(), ..get("k") };
+    let whole = kv.range(all.clone()).await.unwrap().into_inner();
+    let mut stream = kv.range_stream(all.clone()).await.unwrap().into_inner();
+    let mut parts = Vec::new();
+    while let Some(part) = stream.message().await.unwrap() {
+        parts.push(part.range_response.unwrap());
+        // What is written meanwhile is not in it.
+        kv.put(put("k5", "new")).await.unwrap();
+    }
+    assert!(parts.len() > 2, "{}", parts.len());
+    let last = parts.last().unwrap();
+    assert_eq!((&last.header, last.more, last.count), (&whole.header, false, 10));
+    for part in &parts[..parts.len() - 1] {
+        assert_eq!((&part.header, part.more, part.count), (&None, false, 0));
+    }
+    let kvs: Vec<_> = parts.into_iter().flat_map(|part| part.kvs).collect();
+    assert_eq!(kvs, whole.kvs);
+
+    let refused_stream = async |r: RangeRequest, code, message| {
+        let mut kv = kv.clone();
+        let answer = match kv.range_stream(r).await {
+            Ok(stream) => stream.into_inner().message().await,
+            Err(status) => Err(status),
+        };
+        refused(answer, code, message);
+    };
+    refused_stream(get(""), Code::InvalidArgument, "etcdserver: key is not provided").await;
+    let future = RangeRequest { revision: 999, ..all.clone() };
+    refused_stream(future, Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision")
+        .await;
+    let sorted = RangeRequest { sort_order: 2, ..all.clone() };
+    refused_stream(sorted, Code::Unimplemented, "RangeStream does not support custom sort orders").await;
+    let filtered = RangeRequest { min_mod_revision: 3, ..all };
+    refused_stream(filtered, Code::Unimplemented, "RangeStream does not support revision filters").await;
+}

@@ -28,6 +28,8 @@ mod members;
 mod memory;
 mod status;
 
+pub(crate) use memory::resident_bytes;
+
 /// How long a change of leadership or a new keyspace is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Marks a call that another store passed on, so that two stores which disagree cannot pass it back and forth.
@@ -76,9 +78,13 @@ impl AdminService {
     }
 
     /// The group of this name, with the id and the kind that the registry gives it.
-    fn group_named(&self, name: &str) -> Result<(GroupId, GroupKind), Status> {
+    async fn group_named(&self, name: &str) -> Result<(GroupId, GroupKind), Status> {
         if name == META_NAME {
             return Ok((META_GROUP, GroupKind::Meta));
+        }
+        if self.registry().group_named(name).is_none() {
+            // It may have been created a moment ago by way of another store.
+            self.catch_up().await;
         }
         self.registry().group_named(name).map(|g| (g.id(), g.kind())).ok_or_else(|| {
             Status::not_found(format!("there is no group {name:?}; `pontoon status` shows the groups"))
@@ -265,6 +271,7 @@ impl Admin for AdminService {
         let mut answer =
             api::DescribeKeyspaceResponse { keyspace: Some(self.keyspace(&record)), ..Default::default() };
         if let Some(keyspace) = self.directory.keyspace(record.id()) {
+            answer.restore = keyspace.unfinished_restore();
             let figures = tokio::task::spawn_blocking(move || figures(&keyspace))
                 .await
                 .map_err(|error| Status::internal(error.to_string()))?
@@ -343,7 +350,7 @@ impl Admin for AdminService {
         &self,
         mut request: Request<api::TransferLeadershipRequest>,
     ) -> Result<Response<api::TransferLeadershipResponse>, Status> {
-        let (group, _) = self.group_named(&request.get_ref().group)?;
+        let (group, _) = self.group_named(&request.get_ref().group).await?;
         let to = match request.get_ref().store.as_str() {
             "" => None,
             text => Some(StoreId(self.store_meant(text)?.store)),
@@ -365,7 +372,7 @@ impl Admin for AdminService {
         &self,
         request: Request<api::TakeLeadershipRequest>,
     ) -> Result<Response<api::TakeLeadershipResponse>, Status> {
-        let (group, _) = self.group_named(&request.get_ref().group)?;
+        let (group, _) = self.group_named(&request.get_ref().group).await?;
         let own = self.node.store();
         if self.node.leadership(group).and_then(|(_, leader)| leader) != Some(own) {
             self.node.take_leadership(group).await.map_err(Status::failed_precondition)?;
@@ -378,7 +385,7 @@ impl Admin for AdminService {
         &self,
         mut request: Request<api::ChangeElectionTimerRequest>,
     ) -> Result<Response<api::ChangeElectionTimerResponse>, Status> {
-        let (group, _) = self.group_named(&request.get_ref().group)?;
+        let (group, _) = self.group_named(&request.get_ref().group).await?;
         let millis = request.get_ref().election_timer_ms;
         if let Some(mut leader) = self.leader_elsewhere(group, &request).await? {
             request.metadata_mut().insert(FORWARDED, tonic::metadata::MetadataValue::from_static("1"));

@@ -30,6 +30,7 @@ mod offline;
 pub(crate) mod output;
 mod prepare;
 mod recover;
+mod restore;
 mod saved;
 mod serve;
 mod status;

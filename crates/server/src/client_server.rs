@@ -1,4 +1,5 @@
-//! One client listener: the etcd services, the admin API, health and reflection, behind the tower layers.
+//! One client listener: the etcd services, the admin API, health and reflection, and the pages for plain HTTP, behind the
+//! tower layers.
 
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use pontoon_proto::v1::admin_server::AdminServer;
 use pontoon_tls::ServerTls;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -25,7 +27,7 @@ use crate::tls::CertificateLayer;
 use crate::work_class::WorkClassLayer;
 
 /// Which answers are this store's failures, to be logged as errors: not those that tell a client of its own mistakes, or
-/// what was not there.
+/// what was not there, nor those that shed load or keep a quota: whoever sends too much would fill the log as well.
 fn server_failures() -> GrpcErrorsAsFailures {
     GrpcErrorsAsFailures::new()
         .with_success(GrpcCode::Cancelled)
@@ -37,6 +39,7 @@ fn server_failures() -> GrpcErrorsAsFailures {
         .with_success(GrpcCode::OutOfRange)
         .with_success(GrpcCode::Unimplemented)
         .with_success(GrpcCode::Unauthenticated)
+        .with_success(GrpcCode::ResourceExhausted)
 }
 
 /// Requests and streams that one store serves at a time, over all listeners; above it, RESOURCE_EXHAUSTED.
@@ -60,6 +63,8 @@ pub(crate) struct ClientServer {
     pub(crate) node: Node,
     pub(crate) etcd: EtcdServices<NodeConsensus>,
     pub(crate) admin: AdminService,
+    /// What plain HTTP gets.
+    pub(crate) pages: axum::Router,
     pub(crate) forward: ForwardLayer,
     pub(crate) admission: AdmissionLayer,
     pub(crate) tls: Option<ServerTls>,
@@ -92,7 +97,23 @@ impl ClientServer {
                 return;
             }
         };
+        let services = Routes::new(etcd.kv())
+            .add_service(etcd.watch())
+            .add_service(etcd.lease())
+            .add_service(etcd.lock())
+            .add_service(etcd.election())
+            .add_service(etcd.cluster())
+            .add_service(etcd.maintenance())
+            .add_service(etcd.auth())
+            .add_service(etcd.restore())
+            .add_service(AdminServer::new(self.admin))
+            .add_service(health_service)
+            .add_service(v1)
+            .add_service(v1alpha);
+        let routes = Routes::from(services.into_axum_router().merge(self.pages));
         let served = Server::builder()
+            // For the pages: gRPC is always HTTP/2.
+            .accept_http1(true)
             .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -107,19 +128,7 @@ impl ClientServer {
             .layer(option_layer(bound))
             .layer(CertificateLayer)
             .layer(self.forward)
-            .add_service(etcd.kv())
-            .add_service(etcd.watch())
-            .add_service(etcd.lease())
-            .add_service(etcd.lock())
-            .add_service(etcd.election())
-            .add_service(etcd.cluster())
-            .add_service(etcd.maintenance())
-            .add_service(etcd.auth())
-            .add_service(etcd.restore())
-            .add_service(AdminServer::new(self.admin))
-            .add_service(health_service)
-            .add_service(v1)
-            .add_service(v1alpha)
+            .add_routes(routes)
             .serve_with_incoming_shutdown(pontoon_tls::accept(listener, self.tls), stop.cancelled_owned())
             .await;
         if let Err(error) = served {

@@ -143,9 +143,9 @@ pub(crate) async fn serve(mut config: Config) -> anyhow::Result<()> {
         data_dir: config.data_dir.clone(),
     };
     let upkeep = Arc::new(UpkeepStats::default());
+    let pages = health::routes(node.clone(), engine.clone(), Arc::clone(&upkeep));
     if let Some(listener) = listeners.metrics {
-        let upkeep = Arc::clone(&upkeep);
-        tasks.spawn(health::serve(listener, node.clone(), engine.clone(), upkeep, stop.clone()));
+        tasks.spawn(health::serve(listener, pages.clone(), stop.clone()));
     }
     let known = Arc::clone(&registry.borrow());
     reconciler.dial(&known);
@@ -201,6 +201,7 @@ pub(crate) async fn serve(mut config: Config) -> anyhow::Result<()> {
         node: node.clone(),
         etcd: EtcdServices::new(consensus, Arc::<KeyspaceDirectory>::clone(&directory), config.limits),
         admin,
+        pages,
         forward: ForwardLayer::new(
             node.clone(),
             directory,

@@ -8,10 +8,15 @@ use pontoon_kv::keyspace::Directory;
 use pontoon_kv::log::LogState;
 use pontoon_node::meta::{GroupRecord, Registry, ReplicaState};
 use pontoon_raft_core::types::{GroupId, StoreId};
+use tokio::sync::watch;
 
 /// The groups of the registry, as far as this store has followed it.
 #[derive(Debug, Default)]
-pub(crate) struct KeyspaceDirectory(RwLock<Entries>);
+pub(crate) struct KeyspaceDirectory {
+    entries: RwLock<Entries>,
+    /// Tells those who wait for a keyspace to appear here.
+    changed: watch::Sender<()>,
+}
 
 #[derive(Debug, Default)]
 struct Entries {
@@ -41,11 +46,16 @@ struct Entry {
 
 impl KeyspaceDirectory {
     fn read(&self) -> RwLockReadGuard<'_, Entries> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.entries.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Entries> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.entries.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hears of every change from now on.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// Follows what the registry says of a group. A replica that is joining, or to be removed, is passed over as long as
@@ -65,6 +75,8 @@ impl KeyspaceDirectory {
         }
         let votes = record.on(own.0).is_some_and(|r| r.state() == ReplicaState::Voter);
         entry.serves = entry.here.is_some() && (votes || entry.elsewhere.is_empty());
+        drop(entries);
+        self.changed.send_replace(());
     }
 
     /// The replica that was opened here.
@@ -90,9 +102,9 @@ impl KeyspaceDirectory {
         }
     }
 
-    /// Whether the group has been followed up.
-    pub(crate) fn knows(&self, group: GroupId) -> bool {
-        self.read().by_group.contains_key(&group)
+    /// Whether the name stands for this group here.
+    pub(crate) fn is_named(&self, name: &str, group: GroupId) -> bool {
+        self.read().by_name.get(name) == Some(&group)
     }
 
     /// Whether a replica of it is open here.

@@ -3,16 +3,20 @@
 //! Every store serves every call. Where a keyspace is placed on fewer stores than there are, the others act as a proxy
 //! on the level of HTTP/2, so that streams, trailers and statuses go through as they are. And what only a keyspace's
 //! leader knows, how long its leases live, is asked of the leader's store in the same way.
+//!
+//! A name that is not known here may be of a keyspace that was created a moment ago: `lookup.rs` finds out, and the request
+//! waits until this store has opened its replica or knows where there is one.
 
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::{HeaderValue, Request, Response};
-use pontoon_kv::keyspace::{Directory as _, KEYSPACE_METADATA, with_name};
-use pontoon_kv::outcome;
+use pontoon_kv::keyspace::{DIALLED_METADATA, Directory as _, KEYSPACE_METADATA, dialled_address, with_name};
+use pontoon_kv::{outcome, token_for_leader};
 use pontoon_node::Node;
 use pontoon_node::meta::Registry;
 use pontoon_raft_core::types::StoreId;
@@ -23,14 +27,19 @@ use tonic::transport::Channel;
 use tower::{Layer, Service};
 
 use crate::directory::KeyspaceDirectory;
+use crate::lookup::Lookups;
 use crate::tls::StoreDialer;
 
 /// Says how often a request was passed on.
-const FORWARDED: &str = "pontoon-forwarded";
+pub(crate) const FORWARDED: &str = "pontoon-forwarded";
 
 /// Calls that the store of the keyspace's leader answers.
 const FOR_THE_LEADER: [&str; 2] =
     ["/etcdserverpb.Lease/LeaseKeepAlive", "/etcdserverpb.Lease/LeaseTimeToLive"];
+
+/// How long a request waits for a keyspace of the registry to be open here. That takes some milliseconds, unless the disk
+/// or the processors are very busy.
+const OPENED_MAX: Duration = Duration::from_secs(3);
 
 /// Passes requests on.
 #[derive(Clone)]
@@ -43,6 +52,7 @@ struct Shared {
     /// This store has met the others and opened its groups.
     takes_part: Arc<AtomicBool>,
     dialer: StoreDialer,
+    lookups: Lookups,
     /// One channel per address.
     channels: Mutex<HashMap<String, Channel>>,
 }
@@ -56,7 +66,8 @@ impl ForwardLayer {
         dialer: StoreDialer,
     ) -> Self {
         let channels = Mutex::default();
-        Self(Arc::new(Shared { node, directory, registry, takes_part, dialer, channels }))
+        let lookups = Lookups::new(node.clone(), registry.clone());
+        Self(Arc::new(Shared { node, directory, registry, takes_part, dialer, lookups, channels }))
     }
 }
 
@@ -74,38 +85,108 @@ pub(crate) struct Forward<S> {
     shared: Arc<Shared>,
 }
 
+/// How a request is passed on.
+struct Onward {
+    /// The keyspace that is meant.
+    name: String,
+    channel: Channel,
+    /// Says who asks, if the connection's certificate did so.
+    token: Option<String>,
+}
+
+/// What becomes of a request.
+enum Route {
+    /// This store answers it.
+    Here,
+    /// A store that can answer it.
+    Elsewhere(Onward),
+    /// Nobody does.
+    Refused(Status),
+    /// No keyspace of this name is known here.
+    Unknown(String),
+    /// It came from a store that takes this one to have the keyspace, which is not open here.
+    NotYet(String),
+}
+
+fn not_executed(message: impl Into<String>) -> Status {
+    outcome::mark(Status::unavailable(message), outcome::NOT_EXECUTED)
+}
+
 impl Shared {
-    /// A channel to a store that can answer the request, if this one cannot.
-    fn elsewhere(&self, request: &Request<Body>) -> Option<Result<(String, Channel), Status>> {
+    /// Where a request goes, by what is known here.
+    fn route<B>(&self, request: &Request<B>) -> Route {
         let path = request.uri().path();
         if !["/etcdserverpb.", "/v3lockpb.", "/v3electionpb.", "/pontoon.v1.Restore/"]
             .iter()
             .any(|p| path.starts_with(p))
         {
-            return None;
+            return Route::Here;
         }
         let for_the_leader = FOR_THE_LEADER.contains(&path);
         if !self.takes_part.load(Ordering::Acquire) {
             // Of a new store nobody may want anything yet: which keyspaces there are it has to hear from the others.
-            return Some(Err(outcome::mark(
-                Status::unavailable("etcdserver: no leader"),
-                outcome::NOT_EXECUTED,
-            )));
+            return Route::Refused(not_executed("etcdserver: no leader"));
         }
+        let route = with_name(request.headers(), request.extensions(), |name| {
+            let (stores, further) = if self.directory.find(name).is_some() {
+                match self.leader_elsewhere(name).filter(|_| for_the_leader) {
+                    None => return Route::Here,
+                    Some(leader) => (leader, false),
+                }
+            } else {
+                match self.directory.elsewhere(name) {
+                    None => return Route::Unknown(name.to_owned()),
+                    Some(stores) => (stores, true),
+                }
+            };
+            // To a store that has the keyspace, and from there to its leader: further only a rumour could lead.
+            if hops(request) > u8::from(for_the_leader) {
+                return if further {
+                    Route::NotYet(name.to_owned())
+                } else {
+                    Route::Refused(not_executed("etcdserver: leader changed"))
+                };
+            }
+            match self.channel(name, &stores) {
+                Ok(channel) => {
+                    let here = self.directory.find(name);
+                    let token =
+                        here.and_then(|k| token_for_leader(&k, request.headers(), request.extensions()));
+                    Route::Elsewhere(Onward { name: name.to_owned(), channel, token })
+                }
+                Err(status) => Route::Refused(status),
+            }
+        });
         // A name that cannot be read is refused by the service itself.
-        let (name, stores) = with_name(request.headers(), request.extensions(), |name| {
-            let leader = || self.leader_elsewhere(name).filter(|_| for_the_leader);
-            let stores = self.directory.elsewhere(name).or_else(leader)?;
-            Some((name.to_owned(), stores))
-        })
-        .ok()??;
-        // To a store that has the keyspace, and from there to its leader: further only a rumour could lead.
-        let hops = hops(request);
-        if hops > u8::from(for_the_leader) {
-            let status = Status::unavailable("etcdserver: leader changed");
-            return Some(Err(outcome::mark(status, outcome::NOT_EXECUTED)));
+        route.unwrap_or(Route::Here)
+    }
+
+    /// Where a request goes of whose keyspace nothing is known here, or not that it is here: waits until it is, if there is
+    /// such a keyspace.
+    async fn route_late(&self, request: &Request<()>, name: &str) -> Route {
+        // From here on nothing that appears is missed.
+        let mut changes = self.directory.changes();
+        match self.lookups.exists(name).await {
+            // The service says so.
+            Ok(false) => return Route::Here,
+            Ok(true) => {}
+            Err(status) => return Route::Refused(status),
         }
-        Some(self.channel(&name, &stores).map(|channel| (name, channel)))
+        let settled = async {
+            loop {
+                match self.route(request) {
+                    Route::Unknown(_) | Route::NotYet(_) => {}
+                    settled => return settled,
+                }
+                // The directory lives as long as this.
+                let _ = changes.changed().await;
+            }
+        };
+        tokio::time::timeout(OPENED_MAX, settled).await.unwrap_or_else(|_| {
+            Route::Refused(not_executed(format!(
+                "pontoon: the keyspace {name:?} is not open on this store yet; try again, or ask another store"
+            )))
+        })
     }
 
     /// The store of the leader of a keyspace with a replica here, if it is known and another one.
@@ -142,14 +223,42 @@ impl Shared {
 }
 
 /// How often a request was passed on. Who writes nonsense there is not passed on.
-fn hops(request: &Request<Body>) -> u8 {
+fn hops<B>(request: &Request<B>) -> u8 {
     let Some(value) = request.headers().get(FORWARDED) else { return 0 };
     value.to_str().ok().and_then(|n| n.parse().ok()).unwrap_or(u8::MAX)
 }
 
+/// Has another store answer a request.
+async fn pass_on(onward: Onward, mut request: Request<Body>) -> Response<Body> {
+    let Onward { name, mut channel, token } = onward;
+    let dialled = dialled_address(request.headers(), request.extensions());
+    if let Some(dialled) = dialled.and_then(|dialled| HeaderValue::from_str(&dialled).ok()) {
+        request.headers_mut().insert(DIALLED_METADATA, dialled);
+    }
+    if let Ok(name) = HeaderValue::from_str(&name) {
+        request.headers_mut().insert(KEYSPACE_METADATA, name);
+    }
+    if let Some(token) = token.and_then(|token| HeaderValue::from_str(&token).ok()) {
+        request.headers_mut().insert("token", token);
+    }
+    let hops = hops(&request).saturating_add(1);
+    request.headers_mut().insert(FORWARDED, HeaderValue::from(u16::from(hops)));
+    let unreachable = |error: &dyn std::fmt::Display| {
+        Status::unavailable(format!("pontoon: the store of the keyspace cannot be reached: {error}"))
+    };
+    if let Err(error) = std::future::poll_fn(|cx| Service::poll_ready(&mut channel, cx)).await {
+        return outcome::mark(unreachable(&error), outcome::NOT_EXECUTED).into_http();
+    }
+    match Service::call(&mut channel, request).await {
+        Ok(response) => response,
+        // It may have arrived before the connection broke.
+        Err(error) => unreachable(&error).into_http(),
+    }
+}
+
 impl<S> Service<Request<Body>> for Forward<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>>,
+    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
     S::Future: Send + 'static,
     S::Error: Send + 'static,
 {
@@ -161,31 +270,31 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let (name, mut channel) = match self.shared.elsewhere(&request) {
-            None => return ForwardFuture::Here(Box::pin(self.inner.call(request))),
-            Some(Err(status)) => {
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let name = match self.shared.route(&request) {
+            Route::Here => return ForwardFuture::Here(Box::pin(self.inner.call(request))),
+            Route::Refused(status) => {
                 return ForwardFuture::Elsewhere(Box::pin(async move { Ok(status.into_http()) }));
             }
-            Some(Ok(found)) => found,
+            Route::Elsewhere(onward) => {
+                return ForwardFuture::Elsewhere(Box::pin(async move { Ok(pass_on(onward, request).await) }));
+            }
+            Route::Unknown(name) | Route::NotYet(name) => name,
         };
-        let name = HeaderValue::from_str(&name);
+        // The one that is ready, not its clone, answers.
+        let clone = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, clone);
+        let shared = Arc::clone(&self.shared);
         ForwardFuture::Elsewhere(Box::pin(async move {
-            if let Ok(name) = name {
-                request.headers_mut().insert(KEYSPACE_METADATA, name);
-            }
-            let hops = hops(&request).saturating_add(1);
-            request.headers_mut().insert(FORWARDED, HeaderValue::from(u16::from(hops)));
-            let unreachable = |error: &dyn std::fmt::Display| {
-                Status::unavailable(format!("pontoon: the store of the keyspace cannot be reached: {error}"))
-            };
-            if let Err(error) = std::future::poll_fn(|cx| Service::poll_ready(&mut channel, cx)).await {
-                return Ok(outcome::mark(unreachable(&error), outcome::NOT_EXECUTED).into_http());
-            }
-            match Service::call(&mut channel, request).await {
-                Ok(response) => Ok(response),
-                // It may have arrived before the connection broke.
-                Err(error) => Ok(unreachable(&error).into_http()),
+            let (head, body) = request.into_parts();
+            let head = Request::from_parts(head, ());
+            let route = shared.route_late(&head, &name).await;
+            let request = head.map(|()| body);
+            match route {
+                Route::Elsewhere(onward) => Ok(pass_on(onward, request).await),
+                Route::Refused(status) => Ok(status.into_http()),
+                // Unknown: the service says so.
+                Route::Here | Route::Unknown(_) | Route::NotYet(_) => inner.call(request).await,
             }
         }))
     }

@@ -1,4 +1,5 @@
-//! The HTTP side port: `/metrics`, `/livez`, `/readyz`, `/health`, `/version`.
+//! What is served over plain HTTP: `/metrics`, `/livez`, `/readyz`, `/health`, `/version`. On the client port, where
+//! etcd's users and tools look for it, and on a port of its own.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -22,25 +23,27 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// Serves the side port until `stop`.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    node: Node,
-    engine: Engine,
-    upkeep: Arc<UpkeepStats>,
-    stop: CancellationToken,
-) {
-    let mut metrics = Registry::with_prefix("pontoon");
-    metrics.register_collector(Box::new(KeyspaceMetrics { engine, upkeep }));
-    metrics.register_collector(Box::new(NodeMetrics(node.clone())));
+use crate::admin::resident_bytes;
+
+/// The pages of one store.
+pub(crate) fn routes(node: Node, engine: Engine, upkeep: Arc<UpkeepStats>) -> Router {
+    let mut metrics = Registry::default();
+    metrics.register_collector(Box::new(ProcessMetrics));
+    let ours = metrics.sub_registry_with_prefix("pontoon");
+    ours.register_collector(Box::new(KeyspaceMetrics { engine, upkeep }));
+    ours.register_collector(Box::new(NodeMetrics(node.clone())));
     let shared = Arc::new(Side { node, metrics });
-    let routes = Router::new()
+    Router::new()
         .route("/metrics", get(metrics_page))
         .route("/livez", get(live))
         .route("/readyz", get(ready))
         .route("/health", get(health))
         .route("/version", get(version))
-        .with_state(shared);
+        .with_state(shared)
+}
+
+/// Serves them on a port of their own until `stop`.
+pub(crate) async fn serve(listener: TcpListener, routes: Router, stop: CancellationToken) {
     let served = axum::serve(listener, routes).with_graceful_shutdown(async move { stop.cancelled().await });
     if let Err(error) = served.await {
         tracing::error!(%error, "the metrics listener failed");
@@ -103,6 +106,19 @@ async fn version() -> Response {
         "pontoon": env!("CARGO_PKG_VERSION"),
     });
     ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+}
+
+/// What every process tells, by its usual name: `etcdctl check datascale` looks for it.
+#[derive(Debug)]
+struct ProcessMetrics;
+
+impl prometheus_client::collector::Collector for ProcessMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let help = "Resident memory";
+        let name = "process_resident_memory_bytes";
+        let encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        ConstGauge::new(i64::try_from(resident_bytes()).unwrap_or(i64::MAX)).encode(encoder)
+    }
 }
 
 /// Reads the counters where they are kept, at the moment of the scrape.

@@ -26,6 +26,7 @@ mod health;
 mod identity;
 mod join;
 mod layers;
+mod lookup;
 mod members;
 mod reconcile;
 mod shutdown;

@@ -2,12 +2,13 @@
 //! owner do.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Request, Response};
 use pontoon_kv::keyspace::{DialledHost, keyspace_of_host, with_name};
-use pontoon_kv::outcome;
+use pontoon_kv::{CertificateUser, outcome};
 use pontoon_tls::{ClientTls, ConnectionInfo, Reloader, ServerTls, TlsError};
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
@@ -15,6 +16,10 @@ use tower::{Layer, Service};
 
 use crate::config::TlsConfig;
 use crate::error::UsageError;
+use crate::forward::FORWARDED;
+
+/// What etcd's HTTP gateway marks requests with.
+const GATEWAY: &str = "grpcgateway-accept";
 
 /// How often new certificates are looked for.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
@@ -83,7 +88,8 @@ impl StoreDialer {
 }
 
 /// Holds requests to what the connection's certificate and handshake say: a certificate that is bound to keyspaces serves
-/// for these alone, and a handshake for one tenant does not carry requests for another.
+/// for these alone, and a handshake for one tenant does not carry requests for another. And it notes whom the certificate
+/// stands for, where users are asked for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CertificateLayer;
 
@@ -136,6 +142,16 @@ fn check<B>(request: &Request<B>) -> Result<(), Status> {
     })?
 }
 
+/// Whom the connection's certificate stands for: the common name, except of what passes on the requests of others. etcd
+/// knows its HTTP gateway by the same header; other stores say so themselves.
+fn user<B>(request: &Request<B>) -> Option<CertificateUser> {
+    let connection = request.extensions().get::<ConnectionInfo>()?;
+    let name = connection.certificate.as_deref()?.common_name.as_ref()?;
+    let headers = request.headers();
+    let is_passed_on = headers.contains_key(FORWARDED) || headers.contains_key(GATEWAY);
+    (!is_passed_on && !name.is_empty()).then(|| CertificateUser(Arc::clone(name)))
+}
+
 impl<S, Q, B> Service<Request<Q>> for Certified<S>
 where
     S: Service<Request<Q>, Response = Response<B>>,
@@ -150,9 +166,14 @@ where
         self.0.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Q>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Q>) -> Self::Future {
         match check(&request) {
-            Ok(()) => CertifiedFuture::Taken(Box::pin(self.0.call(request))),
+            Ok(()) => {
+                if let Some(user) = user(&request) {
+                    request.extensions_mut().insert(user);
+                }
+                CertifiedFuture::Taken(Box::pin(self.0.call(request)))
+            }
             Err(status) => CertifiedFuture::Refused(Some(outcome::mark(status, outcome::NOT_EXECUTED))),
         }
     }
@@ -184,7 +205,6 @@ where
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::sync::Arc;
 
     use pontoon_kv::keyspace::{BoundKeyspace, KEYSPACE_METADATA};
     use pontoon_tls::PeerCertificate;
@@ -231,6 +251,31 @@ mod tests {
             check(&request(RANGE, None, Some("tenant-c.db.example"), &[])).is_ok(),
             "bound to none: to all"
         );
+    }
+
+    #[test]
+    fn whom_a_certificate_stands_for() {
+        let of = |name: Option<&str>, header: Option<&'static str>| {
+            let mut request = Request::new(());
+            request.extensions_mut().insert(ConnectionInfo {
+                encrypted: true,
+                certificate: Some(Arc::new(PeerCertificate {
+                    common_name: name.map(Arc::from),
+                    keyspaces: BTreeSet::new(),
+                })),
+                ..ConnectionInfo::default()
+            });
+            if let Some(header) = header {
+                request.headers_mut().insert(header, "1".parse().expect("a value"));
+            }
+            user(&request)
+        };
+        assert_eq!(of(Some("alice"), None), Some(CertificateUser("alice".into())));
+        assert_eq!(of(None, None), None);
+        assert_eq!(of(Some(""), None), None);
+        assert_eq!(of(Some("gateway"), Some(GATEWAY)), None);
+        assert_eq!(of(Some("store"), Some(FORWARDED)), None);
+        assert_eq!(user(&Request::new(())), None, "no TLS, no certificate");
     }
 
     #[test]

@@ -76,7 +76,8 @@ fn server_config(
         }
     };
     let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(own)));
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    // HTTP/1.1 last: for what is no gRPC, where the listener has it.
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
 

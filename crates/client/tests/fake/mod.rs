@@ -205,6 +205,15 @@ impl Kv for Service {
         Ok(Response::new(RangeResponse { header: self.header(), kvs, count, more: false }))
     }
 
+    type RangeStreamStream = tokio_stream::Empty<Result<RangeStreamResponse, Status>>;
+
+    async fn range_stream(
+        &self,
+        _: Request<RangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        absent()
+    }
+
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
         self.admit(&request).await?;
         self.write(&request, |keys| {

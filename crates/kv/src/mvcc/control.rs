@@ -32,7 +32,7 @@ const KIND_RESTORE: u8 = b'i';
 /// rules.
 const ALARMS_MAX: usize = 64;
 
-/// A restore that is under way: until it is over, the keyspace is nobody's to see.
+/// A restore that is not finished: until it is, the keyspace is nobody's to see.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Restore {
     /// Pieces that are in.
@@ -43,9 +43,13 @@ pub(crate) struct Restore {
     pub(crate) revision: i64,
     /// The revision that it is compacted to; -1 if it never was.
     pub(crate) compact_revision: i64,
+    /// Tells one attempt from another, whose pieces must not be mixed.
+    pub(crate) attempt: u64,
+    /// Nothing more is taken: somebody is about to delete the keyspace.
+    pub(crate) given_up: bool,
 }
 
-const RESTORE_BYTES: usize = 8 + 8 + 4 + 8 + 8;
+const RESTORE_BYTES: usize = 8 + 8 + 4 + 8 + 8 + 8 + 1;
 
 impl Restore {
     fn encode(&self) -> Vec<u8> {
@@ -55,6 +59,8 @@ impl Restore {
         out.extend_from_slice(&self.last.sub.to_le_bytes());
         out.extend_from_slice(&self.revision.to_le_bytes());
         out.extend_from_slice(&self.compact_revision.to_le_bytes());
+        out.extend_from_slice(&self.attempt.to_le_bytes());
+        out.push(self.given_up.into());
         out
     }
 
@@ -63,11 +69,25 @@ impl Restore {
         let (main, rest) = rest.split_first_chunk()?;
         let (sub, rest) = rest.split_first_chunk()?;
         let (revision, rest) = rest.split_first_chunk()?;
+        let (compact_revision, rest) = rest.split_first_chunk()?;
+        let (attempt, given_up) = match rest {
+            // As it was written before attempts had numbers.
+            [] => ([0; 8], false),
+            rest => {
+                let (attempt, rest) = rest.split_first_chunk()?;
+                match rest {
+                    [given_up @ (0 | 1)] => (*attempt, *given_up == 1),
+                    _ => return None,
+                }
+            }
+        };
         Some(Self {
             pieces: u64::from_le_bytes(*pieces),
             last: Revision { main: i64::from_le_bytes(*main), sub: u32::from_le_bytes(*sub) },
             revision: i64::from_le_bytes(*revision),
-            compact_revision: i64::from_le_bytes(rest.try_into().ok()?),
+            compact_revision: i64::from_le_bytes(*compact_revision),
+            attempt: u64::from_le_bytes(attempt),
+            given_up,
         })
     }
 }
@@ -294,12 +314,20 @@ mod tests {
     #[test]
     fn damaged_records_are_told() {
         let mut control = Control::default();
+        let last = Revision { main: 4, sub: 5 };
         let restore =
-            Restore { pieces: 3, last: Revision { main: 4, sub: 5 }, revision: 9, compact_revision: -1 };
+            Restore { pieces: 3, last, revision: 9, compact_revision: -1, attempt: 7, given_up: true };
         let (key, value) = control.set_restore(Some(restore));
+        let value = value.unwrap();
         let mut again = Control::default();
-        again.load(&key, &value.unwrap()).unwrap();
+        again.load(&key, &value).unwrap();
         assert_eq!(again.restore(), Some(restore));
+        // As it was written before attempts had numbers.
+        again.load(&key, &value[..36]).unwrap();
+        assert_eq!(again.restore(), Some(Restore { attempt: 0, given_up: false, ..restore }));
+        for length in (0..value.len()).filter(|length| *length != 36) {
+            assert!(again.load(&key, &value[..length]).is_err(), "{length} bytes");
+        }
         for (key, value) in [
             (&b""[..], &b""[..]),
             (b"x", b""),

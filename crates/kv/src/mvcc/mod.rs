@@ -12,6 +12,7 @@ pub(crate) mod interest;
 pub(crate) mod keys;
 pub(crate) mod once;
 pub(crate) mod overlay;
+pub(crate) mod parts;
 pub(crate) mod range;
 pub(crate) mod records;
 pub(crate) mod restore;

@@ -4,9 +4,10 @@ use bytes::Bytes;
 use pontoon_proto::etcdserverpb::RangeRequest;
 use pontoon_proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use pontoon_proto::mvccpb::KeyValue;
+use prost::Message as _;
 
 use crate::error::StoreError;
-use crate::mvcc::records::{self, KeyRange};
+use crate::mvcc::records::{self, Current, KeyRange};
 use crate::mvcc::view::{Found, View};
 
 /// A range response without its header.
@@ -26,6 +27,53 @@ struct Candidate {
 
 pub(crate) fn fetch(view: &impl View, found: Found, with_value: bool) -> Result<KeyValue, StoreError> {
     records::key_value(found.revision, &view.record(found.revision)?, with_value)
+}
+
+fn without_value(key: &[u8], current: &Current) -> KeyValue {
+    KeyValue {
+        key: Bytes::copy_from_slice(key),
+        create_revision: current.create,
+        mod_revision: current.revision.main,
+        version: current.version,
+        value: Bytes::new(),
+        lease: current.lease,
+    }
+}
+
+/// The first keys of a range, in order: no more than `keys_max`, and no further than the one with which they take
+/// `bytes_max`. Nothing behind them is looked at, save whether there is more.
+pub(crate) fn part(
+    view: &impl View,
+    range: KeyRange<'_>,
+    keys_max: usize,
+    bytes_max: usize,
+    keys_only: bool,
+) -> Result<(Vec<KeyValue>, bool), StoreError> {
+    let (mut kvs, mut bytes, mut more) = (Vec::new(), 0, false);
+    view.walk(range, &mut |key, found| {
+        if kvs.len() >= keys_max || bytes >= bytes_max {
+            more = true;
+            return Ok(false);
+        }
+        let kv = match found.current {
+            Some(current) if keys_only => without_value(key, &current),
+            _ => fetch(view, found, !keys_only)?,
+        };
+        bytes += kv.encoded_len();
+        kvs.push(kv);
+        Ok(true)
+    })?;
+    Ok((kvs, more))
+}
+
+/// The keys of a range.
+pub(crate) fn count(view: &impl View, range: KeyRange<'_>) -> Result<i64, StoreError> {
+    let mut count = 0;
+    view.walk(range, &mut |_, _| {
+        count += 1;
+        Ok(true)
+    })?;
+    Ok(count)
 }
 
 /// All versions that a view shows of a range.
@@ -71,14 +119,10 @@ pub(crate) fn evaluate(view: &impl View, r: &RangeRequest) -> Result<Ranged, Sto
         return Ok(answer);
     }
 
-    let mut count = 0i64;
     if r.count_only {
-        view.walk(range, &mut |_, _| {
-            count += 1;
-            Ok(true)
-        })?;
-        return Ok(Ranged { count, ..Ranged::default() });
+        return Ok(Ranged { count: count(view, range)?, ..Ranged::default() });
     }
+    let mut count = 0i64;
 
     let order = SortOrder::try_from(r.sort_order).unwrap_or(SortOrder::None);
     let target = SortTarget::try_from(r.sort_target).unwrap_or(SortTarget::Key);
@@ -98,15 +142,7 @@ pub(crate) fn evaluate(view: &impl View, r: &RangeRequest) -> Result<Ranged, Sto
                 if !passes(r, current.revision.main, current.create) {
                     return Ok(true);
                 }
-                let kv = KeyValue {
-                    key: Bytes::copy_from_slice(key),
-                    create_revision: current.create,
-                    mod_revision: current.revision.main,
-                    version: current.version,
-                    value: Bytes::new(),
-                    lease: current.lease,
-                };
-                Candidate { found, kv, complete: false }
+                Candidate { found, kv: without_value(key, &current), complete: false }
             }
             _ => {
                 let kv = fetch(view, found, by_value || !r.keys_only)?;

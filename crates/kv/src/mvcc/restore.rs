@@ -2,7 +2,8 @@
 //!
 //! The pieces go through the log like any command, so that every store has the same, and a restart or an image in the
 //! midst of it loses nothing. Until the last piece is in, the keyspace refuses everybody (`Control::restore`): it is
-//! never seen half there. What is not taken over: which writes are remembered, whose names mean another log, and alarms.
+//! never seen half there. Who wants to try again after a restore that nobody goes on with gives it up first, by a step
+//! of its own: after that it cannot be finished any more, and the keyspace can be deleted. What is not taken over: which writes are remembered, whose names mean another log, and alarms.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -21,6 +22,8 @@ pub enum RestoreStep {
         revision: i64,
         /// What it is compacted to; -1 if it never was.
         compact_revision: i64,
+        /// Drawn anew for each attempt: two that go on at the same time are told apart by it.
+        attempt: u64,
     },
     /// Some records.
     Piece {
@@ -34,15 +37,23 @@ pub enum RestoreStep {
         /// How many pieces there were.
         pieces: u64,
     },
+    /// Nobody goes on with it: nothing more is taken.
+    GiveUp {
+        /// The attempt that is meant.
+        attempt: u64,
+        /// The pieces that were in when somebody looked: one that has gone on since is not given up.
+        pieces: u64,
+    },
 }
 
 impl RestoreStep {
     pub(crate) fn encode(&self, out: &mut BytesMut) {
         match self {
-            Self::Begin { revision, compact_revision } => {
+            Self::Begin { revision, compact_revision, attempt } => {
                 out.put_u8(1);
                 out.put_i64_le(*revision);
                 out.put_i64_le(*compact_revision);
+                out.put_u64_le(*attempt);
             }
             Self::Piece { number, frames } => {
                 out.put_u8(2);
@@ -53,6 +64,11 @@ impl RestoreStep {
                 out.put_u8(3);
                 out.put_u64_le(*pieces);
             }
+            Self::GiveUp { attempt, pieces } => {
+                out.put_u8(4);
+                out.put_u64_le(*attempt);
+                out.put_u64_le(*pieces);
+            }
         }
     }
 
@@ -61,11 +77,17 @@ impl RestoreStep {
             return Err(EtcdError::UnknownCommand);
         }
         match bytes.get_u8() {
-            1 if bytes.len() == 16 => {
-                Ok(Self::Begin { revision: bytes.get_i64_le(), compact_revision: bytes.get_i64_le() })
+            // In older logs without the attempt's number.
+            1 if matches!(bytes.len(), 16 | 24) => {
+                let (revision, compact_revision) = (bytes.get_i64_le(), bytes.get_i64_le());
+                let attempt = if bytes.is_empty() { 0 } else { bytes.get_u64_le() };
+                Ok(Self::Begin { revision, compact_revision, attempt })
             }
             2 => Ok(Self::Piece { number: bytes.get_u64_le(), frames: bytes }),
             3 if bytes.len() == 8 => Ok(Self::End { pieces: bytes.get_u64_le() }),
+            4 if bytes.len() == 16 => {
+                Ok(Self::GiveUp { attempt: bytes.get_u64_le(), pieces: bytes.get_u64_le() })
+            }
             _ => Err(EtcdError::UnknownCommand),
         }
     }
@@ -75,12 +97,24 @@ impl RestoreStep {
 pub(crate) fn execute(w: &mut Writer, step: &RestoreStep) -> Result<bool, Fault> {
     let under_way = w.control.restore();
     match (step, under_way) {
-        (RestoreStep::Begin { revision, compact_revision }, under_way) => {
+        (RestoreStep::GiveUp { attempt, pieces }, Some(now))
+            if now.attempt == *attempt && now.pieces == *pieces =>
+        {
+            w.note_restore(Some(Restore { given_up: true, ..now }));
+            Ok(false)
+        }
+        (RestoreStep::GiveUp { .. }, _) => Err(EtcdError::RestoreGoesOn.into()),
+        (RestoreStep::Piece { .. } | RestoreStep::End { .. }, Some(now)) if now.given_up => {
+            Err(EtcdError::RestoreGivenUp.into())
+        }
+        (RestoreStep::Begin { revision, compact_revision, attempt }, under_way) => {
             let begun = Restore {
                 pieces: 0,
                 last: Revision::default(),
                 revision: *revision,
                 compact_revision: *compact_revision,
+                attempt: *attempt,
+                given_up: false,
             };
             if under_way == Some(begun) {
                 return Ok(false);

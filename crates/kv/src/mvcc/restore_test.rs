@@ -47,13 +47,16 @@ fn image(machine: &mut KeyspaceMachine) -> Vec<u8> {
     std::iter::from_fn(|| reader.read().unwrap()).collect::<Vec<_>>().concat()
 }
 
+fn begin(revision: i64, compact_revision: i64, attempt: u64) -> RestoreStep {
+    RestoreStep::Begin { revision, compact_revision, attempt }
+}
+
 /// The steps by which an image is restored, in pieces of so many records.
 fn steps(image: &[u8], records: usize) -> Vec<RestoreStep> {
     let mut parser = Parser::default();
     parser.feed(image);
     let header = parser.header().unwrap().unwrap();
-    let mut steps =
-        vec![RestoreStep::Begin { revision: header.revision, compact_revision: header.compact_revision }];
+    let mut steps = vec![begin(header.revision, header.compact_revision, 1)];
     let mut frames = Vec::new();
     while let Some(frame) = parser.next().unwrap() {
         let wanted = matches!(frame.tag, TAG_VERSION | TAG_LEASE)
@@ -233,10 +236,53 @@ fn what_does_not_fit_is_refused_whole() {
 }
 
 #[test]
+fn a_restore_that_nobody_goes_on_with_is_given_up_for_good() {
+    let (_dir, _engine, mut machine) = saved();
+    let steps = steps(&image(&mut machine), 20);
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, mut new) = open(dir.path());
+    let restore =
+        |machine: &mut KeyspaceMachine, step: &RestoreStep| apply(machine, &Command::Restore(step.clone()));
+    let give_up = |pieces| RestoreStep::GiveUp { attempt: 1, pieces };
+    assert_eq!(restore(&mut new, &give_up(0)), Err(EtcdError::RestoreGoesOn), "there is none");
+    for step in &steps[..3] {
+        restore(&mut new, step).unwrap();
+    }
+    // Another attempt with a file that looks the same does not mix its pieces with these.
+    let RestoreStep::Begin { revision, compact_revision, .. } = steps[0] else { panic!() };
+    assert_eq!(restore(&mut new, &begin(revision, compact_revision, 2)), Err(EtcdError::NotEmpty));
+    // Who has seen less than there is now, or another attempt, gives nothing up.
+    assert_eq!(restore(&mut new, &give_up(1)), Err(EtcdError::RestoreGoesOn));
+    let other = RestoreStep::GiveUp { attempt: 2, pieces: 2 };
+    assert_eq!(restore(&mut new, &other), Err(EtcdError::RestoreGoesOn));
+    restore(&mut new, &give_up(2)).unwrap();
+    restore(&mut new, &give_up(2)).unwrap();
+    drop((new, engine));
+    let (_engine, mut new) = open(dir.path());
+    for step in &steps[1..] {
+        assert_eq!(restore(&mut new, step), Err(EtcdError::RestoreGivenUp));
+    }
+    assert_eq!(restore(&mut new, &steps[0]), Err(EtcdError::NotEmpty));
+    assert_eq!(apply(&mut new, &put("a", "b", 0)), Err(EtcdError::Restoring));
+    let unfinished = new.keyspace().control().restore().unwrap();
+    assert!(unfinished.given_up && unfinished.pieces == 2, "{unfinished:?}");
+
+    // One that is finished cannot be given up any more.
+    let dir = tempfile::tempdir().unwrap();
+    let (_engine, mut new) = open(dir.path());
+    for step in &steps {
+        restore(&mut new, step).unwrap();
+    }
+    let pieces = steps.len() as u64 - 2;
+    assert_eq!(restore(&mut new, &give_up(pieces)), Err(EtcdError::RestoreGoesOn));
+    assert_same(&new, &machine);
+}
+
+#[test]
 fn a_keyspaces_leases_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let (_engine, mut machine) = open(dir.path());
-    apply(&mut machine, &Command::Restore(RestoreStep::Begin { revision: 1, compact_revision: -1 })).unwrap();
+    apply(&mut machine, &Command::Restore(begin(1, -1, 1))).unwrap();
     // All but one, without a command for each.
     let mut frames = BytesMut::new();
     let all = crate::mvcc::apply::LEASES_MAX as i64;

@@ -26,7 +26,7 @@ use crate::command::Command;
 use crate::consensus::Consensus;
 use crate::error::EtcdError;
 
-fn random<const N: usize>() -> Result<[u8; N], Status> {
+pub(super) fn random<const N: usize>() -> Result<[u8; N], Status> {
     let mut bytes = [0; N];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
         .map_err(|e| Status::internal(format!("pontoon: no random numbers from the system: {e}")))?;

@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status};
 
 use super::EtcdServices;
 use crate::consensus::{Consensus, MemberChange, MemberChangeError, MemberInfo, propose_status, read_status};
+use crate::keyspace::{dialled_address, url_for_client};
 use crate::mvcc::state::Keyspace;
 
 /// How long a member list that need not be up to date waits for the chance to be.
@@ -25,6 +26,7 @@ impl<C: Consensus> Cluster for EtcdServices<C> {
         request: Request<MemberListRequest>,
     ) -> Result<Response<MemberListResponse>, Status> {
         let keyspace = self.keyspace(&request)?;
+        let dialled = dialled(&request);
         let up_to_date = self.consensus().members_barrier();
         if request.get_ref().linearizable {
             up_to_date.await.map_err(|e| read_status(&e))?;
@@ -33,7 +35,7 @@ impl<C: Consensus> Cluster for EtcdServices<C> {
             // miss, with one, what another store has acknowledged.
             let _ = tokio::time::timeout(UP_TO_DATE_MAX, up_to_date).await;
         }
-        let members = self.member_infos(&keyspace);
+        let members = self.member_infos(&keyspace, dialled.as_deref());
         // etcd leaves the revision out of this header.
         Ok(Response::new(MemberListResponse { header: self.header(&keyspace, 0), members }))
     }
@@ -44,6 +46,7 @@ impl<C: Consensus> Cluster for EtcdServices<C> {
     ) -> Result<Response<MemberAddResponse>, Status> {
         let keyspace = self.session(request.metadata(), request.extensions()).await?;
         keyspace.permit_admin()?;
+        let dialled = dialled(&request);
         let request = request.into_inner();
         let peer_address = peer_address(&request.peer_ur_ls)?;
         let change = MemberChange::Add { peer_address: peer_address.clone(), learner: request.is_learner };
@@ -54,7 +57,7 @@ impl<C: Consensus> Cluster for EtcdServices<C> {
             is_learner: request.is_learner,
             ..Member::default()
         };
-        let members = self.member_infos(&keyspace);
+        let members = self.member_infos(&keyspace, dialled.as_deref());
         let header = self.header(&keyspace, 0);
         Ok(Response::new(MemberAddResponse { header, member: Some(member), members }))
     }
@@ -65,8 +68,9 @@ impl<C: Consensus> Cluster for EtcdServices<C> {
     ) -> Result<Response<MemberRemoveResponse>, Status> {
         let keyspace = self.session(request.metadata(), request.extensions()).await?;
         keyspace.permit_admin()?;
+        let dialled = dialled(&request);
         self.change(MemberChange::Remove(StoreId(request.get_ref().id))).await?;
-        let members = self.member_infos(&keyspace);
+        let members = self.member_infos(&keyspace, dialled.as_deref());
         Ok(Response::new(MemberRemoveResponse { header: self.header(&keyspace, 0), members }))
     }
 
@@ -76,10 +80,11 @@ impl<C: Consensus> Cluster for EtcdServices<C> {
     ) -> Result<Response<MemberUpdateResponse>, Status> {
         let keyspace = self.session(request.metadata(), request.extensions()).await?;
         keyspace.permit_admin()?;
+        let dialled = dialled(&request);
         let request = request.into_inner();
         let address = peer_address(&request.peer_ur_ls)?;
         self.change(MemberChange::Readdress(StoreId(request.id), address)).await?;
-        let members = self.member_infos(&keyspace);
+        let members = self.member_infos(&keyspace, dialled.as_deref());
         Ok(Response::new(MemberUpdateResponse { header: self.header(&keyspace, 0), members }))
     }
 
@@ -89,19 +94,21 @@ impl<C: Consensus> Cluster for EtcdServices<C> {
     ) -> Result<Response<MemberPromoteResponse>, Status> {
         let keyspace = self.session(request.metadata(), request.extensions()).await?;
         keyspace.permit_admin()?;
+        let dialled = dialled(&request);
         self.change(MemberChange::Promote(StoreId(request.get_ref().id))).await?;
-        let members = self.member_infos(&keyspace);
+        let members = self.member_infos(&keyspace, dialled.as_deref());
         Ok(Response::new(MemberPromoteResponse { header: self.header(&keyspace, 0), members }))
     }
 }
 
 impl<C: Consensus> EtcdServices<C> {
-    fn member_infos(&self, keyspace: &Keyspace) -> Vec<Member> {
+    fn member_infos(&self, keyspace: &Keyspace, dialled: Option<&str>) -> Vec<Member> {
+        let for_client = |url| url_for_client(url, dialled);
         let member = |m: MemberInfo| Member {
             id: m.id.0,
             name: m.name,
             peer_ur_ls: m.peer_urls,
-            client_ur_ls: m.client_urls,
+            client_ur_ls: m.client_urls.into_iter().map(for_client).collect(),
             is_learner: m.is_learner,
         };
         self.consensus().members(keyspace.group()).into_iter().map(member).collect()
@@ -129,6 +136,11 @@ impl<C: Consensus> EtcdServices<C> {
             MemberChangeError::Propose(error) => propose_status(&error),
         })
     }
+}
+
+/// The address by which the client came, if it says which keyspace is meant.
+fn dialled<T>(request: &Request<T>) -> Option<String> {
+    dialled_address(request.metadata().as_ref(), request.extensions())
 }
 
 /// The one peer URL of a request, as HOST:PORT. A store has one peer address.

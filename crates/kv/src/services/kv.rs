@@ -8,6 +8,7 @@ use pontoon_proto::etcdserverpb::{
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 
+use super::range_stream::RangeStream;
 use super::session::Session;
 use super::{EtcdServices, blocking, write_id};
 use crate::auth::{Access, judge_txn};
@@ -42,6 +43,15 @@ impl<C: Consensus> Kv for EtcdServices<C> {
         keyspace.check_unchanged()?;
         self.complete(&keyspace, &mut response.header);
         Ok(Response::new(response))
+    }
+
+    type RangeStreamStream = RangeStream;
+
+    async fn range_stream(
+        &self,
+        request: Request<RangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        self.read_range_stream(request).await
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {

@@ -8,10 +8,13 @@ mod lease;
 mod line;
 mod lock;
 mod maintenance;
+mod range_stream;
 mod restore;
 mod session;
 mod snapshot;
 mod watch;
+
+pub use session::{CertificateUser, token_for_leader};
 
 use std::fmt;
 use std::sync::Arc;

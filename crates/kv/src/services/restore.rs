@@ -6,10 +6,13 @@ use std::time::Duration;
 use bytes::BytesMut;
 use pontoon_proto::etcdserverpb::AuthDisableResponse;
 use pontoon_proto::v1::restore_server::Restore;
-use pontoon_proto::v1::{FillRequest, FillResponse};
+use pontoon_proto::v1::{
+    FillRequest, FillResponse, GiveUpRequest, GiveUpResponse, LookRequest, LookResponse, UnfinishedRestore,
+};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::EtcdServices;
+use super::auth::random;
 use super::snapshot::BLOCK_BYTES;
 use crate::command::Command;
 use crate::consensus::Consensus;
@@ -33,11 +36,26 @@ fn damaged(error: impl std::fmt::Display) -> Status {
     Status::invalid_argument(format!("pontoon: {error}; nothing can be restored from it, use another copy"))
 }
 
+impl Keyspace {
+    /// A restore into this keyspace that is not finished, by what is applied here.
+    #[must_use]
+    pub fn unfinished_restore(&self) -> Option<UnfinishedRestore> {
+        self.control().restore().map(|restore| UnfinishedRestore {
+            attempt: restore.attempt,
+            pieces: restore.pieces,
+            revision: restore.revision,
+            given_up: restore.given_up,
+        })
+    }
+}
+
 /// A restore on its way.
 struct Filling<'a, C> {
     services: &'a EtcdServices<C>,
     keyspace: &'a Arc<Keyspace>,
     parser: Parser,
+    /// 0 before the first message.
+    attempt: u64,
     revision: Option<i64>,
     piece: BytesMut,
     pieces: u64,
@@ -68,7 +86,8 @@ impl<C: Consensus> Filling<'_, C> {
         if self.revision.is_none() {
             let Some(header) = self.parser.header().map_err(damaged)? else { return Ok(()) };
             let (revision, compact_revision) = (header.revision, header.compact_revision);
-            self.step(RestoreStep::Begin { revision, compact_revision }).await?;
+            let attempt = self.attempt;
+            self.step(RestoreStep::Begin { revision, compact_revision, attempt }).await?;
             self.revision = Some(revision);
         }
         while let Some(frame) = self.parser.next().map_err(damaged)? {
@@ -128,6 +147,7 @@ impl<C: Consensus> Restore for EtcdServices<C> {
             services: self,
             keyspace: &keyspace,
             parser: Parser::default(),
+            attempt: 0,
             revision: None,
             piece: BytesMut::new(),
             pieces: 0,
@@ -135,8 +155,33 @@ impl<C: Consensus> Restore for EtcdServices<C> {
         };
         let mut requests = request.into_inner();
         while let Some(part) = requests.message().await? {
+            if filling.attempt == 0 {
+                filling.attempt = match part.attempt {
+                    0 => u64::from_le_bytes(random()?),
+                    drawn => drawn,
+                };
+            }
             filling.feed(&part.data).await?;
         }
         Ok(Response::new(filling.finish().await?))
+    }
+
+    async fn look(&self, request: Request<LookRequest>) -> Result<Response<LookResponse>, Status> {
+        let keyspace = self.find(request.metadata(), request.extensions())?;
+        self.read_barrier(&keyspace).await?;
+        Ok(Response::new(LookResponse {
+            id: keyspace.group().0,
+            restore: keyspace.unfinished_restore(),
+            empty: keyspace.revision() == 1,
+        }))
+    }
+
+    async fn give_up(&self, request: Request<GiveUpRequest>) -> Result<Response<GiveUpResponse>, Status> {
+        let keyspace = self.find(request.metadata(), request.extensions())?;
+        let GiveUpRequest { attempt, pieces } = request.into_inner();
+        let command = Command::Restore(RestoreStep::GiveUp { attempt, pieces }).encode();
+        let done = self.execute::<AuthDisableResponse>(&keyspace, command).await?;
+        done.map_err(EtcdError::status)?;
+        Ok(Response::new(GiveUpResponse {}))
     }
 }

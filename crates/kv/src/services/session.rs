@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use http::Extensions;
+use http::{Extensions, HeaderMap};
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
@@ -20,6 +20,30 @@ const TOKEN_METADATA: [&str; 2] = ["token", "authorization"];
 
 /// Clients that send this with `true` want no answer from a store that knows no leader.
 const NEEDS_LEADER_METADATA: &str = "hasleader";
+
+/// In a request's extensions: the user that the connection's verified certificate stands for. As in etcd it is the
+/// certificate's common name, a token comes before it, and requests that a gateway passes on do not get it: theirs is the
+/// gateway's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateUser(pub Arc<str>);
+
+/// What a caller has shown of who he is.
+#[derive(Clone, Debug)]
+pub(super) enum Shown {
+    Nothing,
+    Token(String),
+    Certificate(CertificateUser),
+}
+
+impl Shown {
+    pub(super) fn by(metadata: &MetadataMap, extensions: &Extensions) -> Self {
+        let certificate = || extensions.get::<CertificateUser>().cloned();
+        match token_of(metadata) {
+            Some(token) => Self::Token(token.to_owned()),
+            None => certificate().map_or(Self::Nothing, Self::Certificate),
+        }
+    }
+}
 
 /// A keyspace, and who asks for something in it.
 #[derive(Clone)]
@@ -71,13 +95,31 @@ pub(super) fn now_seconds() -> u64 {
 }
 
 /// What the caller has shown.
-pub(super) fn token_of(metadata: &MetadataMap) -> Option<&str> {
+fn token_of(metadata: &MetadataMap) -> Option<&str> {
     TOKEN_METADATA.into_iter().find_map(|name| metadata.get(name)?.to_str().ok())
 }
 
 /// Whether the caller wants no answer without a leader.
 pub(super) fn needs_leader(metadata: &MetadataMap) -> bool {
     metadata.get(NEEDS_LEADER_METADATA).is_some_and(|v| v == "true")
+}
+
+/// How long the leader's store may take to look at a token that stands in for a certificate, clocks that differ included.
+const STAND_IN_SECONDS: u64 = 300;
+
+/// A token for a request that is passed on to the store of a keyspace's leader, and whose caller has shown nothing but a
+/// certificate: there the connection's certificate is that of this store. `None` if nobody has to log in, if there is no
+/// such user, or if a token is shown already.
+#[must_use]
+pub fn token_for_leader(keyspace: &Keyspace, headers: &HeaderMap, extensions: &Extensions) -> Option<String> {
+    let CertificateUser(name) = extensions.get()?;
+    if TOKEN_METADATA.iter().any(|token| headers.contains_key(*token)) {
+        return None;
+    }
+    let control = keyspace.control();
+    let auth = &control.auth;
+    let hash = auth.token_hash(name).filter(|_| auth.is_enabled())?;
+    Some(auth.issue_token(name, hash, now_seconds() + STAND_IN_SECONDS))
 }
 
 impl<C: Consensus> EtcdServices<C> {
@@ -102,12 +144,15 @@ impl<C: Consensus> EtcdServices<C> {
         if needs_leader(metadata) && self.knows_no_leader(&keyspace) {
             return Err(Status::unavailable("etcdserver: no leader"));
         }
-        let token = token_of(metadata);
-        let caller = match self.caller(&keyspace, token) {
+        let shown = Shown::by(metadata, extensions);
+        let caller = match self.caller(&keyspace, &shown) {
             // A login by way of another store may be ahead of what is applied here.
-            Err(_) => {
+            Err(EtcdError::InvalidAuthToken | EtcdError::AuthNotEnabled) => {
                 self.read_barrier(&keyspace).await?;
-                self.caller(&keyspace, token)
+                match self.caller(&keyspace, &shown) {
+                    Err(EtcdError::AuthNotEnabled) => Ok(Caller::Nobody),
+                    known => known,
+                }
             }
             known => known,
         };
@@ -118,12 +163,23 @@ impl<C: Consensus> EtcdServices<C> {
         Ok(Session { keyspace, caller })
     }
 
-    /// Whom a token stands for, by what is applied here. Where nobody has to log in none is good, as in etcd.
-    pub(super) fn caller(&self, keyspace: &Keyspace, token: Option<&str>) -> Result<Caller, EtcdError> {
-        let Some(token) = token else { return Ok(Caller::Nobody) };
+    /// Whom a caller stands for, by what is applied here.
+    ///
+    /// # Errors
+    /// [`EtcdError::InvalidAuthToken`]; or a token is shown where nobody has to log in: then it says nothing.
+    pub(super) fn caller(&self, keyspace: &Keyspace, shown: &Shown) -> Result<Caller, EtcdError> {
         let control = keyspace.control();
-        let name = control.auth.check_token(token, now_seconds()).ok_or(EtcdError::InvalidAuthToken)?;
-        Ok(Caller::User { name: name.into(), revision: control.auth.revision() })
+        let name = match shown {
+            Shown::Nothing => return Ok(Caller::Nobody),
+            Shown::Token(_) if !control.auth.is_enabled() => return Err(EtcdError::AuthNotEnabled),
+            Shown::Token(token) => {
+                let name = control.auth.check_token(token, now_seconds());
+                name.ok_or(EtcdError::InvalidAuthToken)?.into()
+            }
+            // Whether there is such a user is asked when it comes to what he may do.
+            Shown::Certificate(CertificateUser(name)) => Arc::clone(name),
+        };
+        Ok(Caller::User { name, revision: control.auth.revision() })
     }
 
     pub(super) fn knows_no_leader(&self, keyspace: &Keyspace) -> bool {

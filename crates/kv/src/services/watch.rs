@@ -22,7 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::lease::leaderless_max;
-use super::session::{Session, needs_leader, token_of};
+use super::session::{Session, Shown, needs_leader};
 use super::{EtcdServices, blocking};
 use crate::auth::Access;
 use crate::consensus::Consensus;
@@ -75,7 +75,7 @@ struct Stream<C> {
     lagging: BTreeSet<i64>,
     next_id: i64,
     /// What the client showed when it opened the stream; looked at for each watcher.
-    token: Option<String>,
+    shown: Shown,
     /// The client asked for progress when the keyspace was at this revision, and has not been answered.
     progress_requested: Option<i64>,
     needs_leader: bool,
@@ -224,8 +224,12 @@ impl<C: Consensus> Stream<C> {
 
     /// Whether the client may read a range now.
     fn permit(&self, key: &[u8], range_end: &[u8]) -> Result<(), EtcdError> {
-        let caller = self.services.caller(&self.keyspace, self.token.as_deref())?;
-        self.keyspace.control().auth.permit(&caller, Access::Read, key, range_end)
+        let control = self.keyspace.control();
+        if !control.auth.is_enabled() {
+            return Ok(());
+        }
+        let caller = self.services.caller(&self.keyspace, &self.shown)?;
+        control.auth.permit(&caller, Access::Read, key, range_end)
     }
 
     /// Who follows with a serial of his own.
@@ -422,7 +426,7 @@ impl<C: Consensus> Watch for EtcdServices<C> {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let Session { keyspace, .. } = self.session(request.metadata(), request.extensions()).await?;
         let needs_leader = needs_leader(request.metadata());
-        let token = token_of(request.metadata()).map(str::to_owned);
+        let shown = Shown::by(request.metadata(), request.extensions());
         let (responses, stream) = mpsc::channel(RESPONSES_MAX);
         let task = Stream {
             services: self.clone(),
@@ -434,7 +438,7 @@ impl<C: Consensus> Watch for EtcdServices<C> {
             next_serial: 0,
             lagging: BTreeSet::new(),
             next_id: 0,
-            token,
+            shown,
             progress_requested: None,
             needs_leader,
             leader_seen: Instant::now(),

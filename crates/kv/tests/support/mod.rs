@@ -13,9 +13,14 @@ use pontoon_kv::keyspace::{AuthorityLayer, MemoryDirectory};
 use pontoon_kv::{Engine, EngineOptions, EtcdServices, KeyspaceMachine, Limits};
 use pontoon_node::error::{ProposeError, ReadError};
 use pontoon_node::state_machine::{Committed, StateMachine};
+use pontoon_proto::etcdserverpb::watch_client::WatchClient;
+use pontoon_proto::etcdserverpb::watch_request::RequestUnion;
+use pontoon_proto::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
 use pontoon_raft_core::types::{EntryId, GroupId, LogIndex, StoreId, Term};
 use tokio::net::TcpListener;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint, Server};
 
 pub const STORE: StoreId = StoreId(0x5701);
@@ -183,3 +188,22 @@ impl Running {
             .unwrap()
     }
 }
+
+/// So many watches of one key, on so many streams; each is there when this returns.
+pub async fn watch_many(channel: &Channel, streams: usize, each: usize) -> Vec<Streaming<WatchResponse>> {
+    let mut open = Vec::with_capacity(streams);
+    for _ in 0..streams {
+        let create = WatchCreateRequest { key: WATCHED.into(), ..WatchCreateRequest::default() };
+        let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+        let requests = tokio_stream::iter(vec![create; each]).chain(tokio_stream::pending());
+        let mut answers = WatchClient::new(channel.clone()).watch(requests).await.unwrap().into_inner();
+        for _ in 0..each {
+            assert!(answers.message().await.unwrap().unwrap().created);
+        }
+        open.push(answers);
+    }
+    open
+}
+
+/// The key that [`watch_many`] watches.
+pub const WATCHED: &str = "watched";

@@ -32,8 +32,12 @@ impl AdminService {
     ) -> Result<GroupRecord, Status> {
         check_group_name(&name).map_err(Status::invalid_argument)?;
         // Without a number it is three, as soon as there are so many stores.
-        let create =
-            meta_command::CreateGroup { name, kind: kind as i32, replicas, wished: REPLICAS_DEFAULT };
+        let create = meta_command::CreateGroup {
+            name: name.clone(),
+            kind: kind as i32,
+            replicas,
+            wished: REPLICAS_DEFAULT,
+        };
         let reply = self.change(meta_command::Change::CreateGroup(create)).await?;
         if reply.exists {
             return Err(Status::already_exists(reply.error));
@@ -41,7 +45,7 @@ impl AdminService {
         if !reply.error.is_empty() {
             return Err(Status::invalid_argument(reply.error));
         }
-        self.wait_until_it_serves(GroupId(reply.group)).await?;
+        self.wait_until_it_serves(&name, GroupId(reply.group)).await?;
         let record = self.registry().groups.get(&reply.group).cloned();
         record.ok_or_else(|| Status::aborted("it was deleted again in the same moment"))
     }
@@ -93,11 +97,13 @@ impl AdminService {
     }
 
     /// Waits until a group has a leader that confirms a read here, or has a leader at all if it is not placed here.
-    async fn wait_until_it_serves(&self, group: GroupId) -> Result<(), Status> {
+    async fn wait_until_it_serves(&self, name: &str, group: GroupId) -> Result<(), Status> {
         let serves = async {
             loop {
-                let remote = self.directory.knows(group) && self.node.leadership(group).is_none();
-                if remote || self.node.read_barrier(group).await.is_ok() {
+                // An older group of the same name may be on its way out.
+                let named = self.directory.is_named(name, group);
+                let remote = self.node.leadership(group).is_none();
+                if named && (remote || self.node.read_barrier(group).await.is_ok()) {
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;

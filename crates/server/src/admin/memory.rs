@@ -27,7 +27,7 @@ pub(super) fn figures(node: &Node) -> Vec<MemoryFigure> {
 }
 
 /// The process's resident size as the kernel tells it; 0 where it does not.
-fn resident_bytes() -> u64 {
+pub(crate) fn resident_bytes() -> u64 {
     let pages = std::fs::read_to_string("/proc/self/statm")
         .ok()
         .and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())

@@ -114,7 +114,7 @@ impl AdminService {
     }
 
     pub(super) async fn group_status(&self, name: &str) -> Result<api::GroupStatus, Status> {
-        let (group, kind) = self.group_named(name)?;
+        let (group, kind) = self.group_named(name).await?;
         let status = self.node.group_status(group).await.ok_or_else(|| {
             Status::failed_precondition(format!(
                 "group {name:?} has no replica on this store; ask one of the stores that `pontoon status` names for it"

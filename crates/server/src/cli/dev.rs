@@ -55,6 +55,10 @@ pub(crate) struct DevArgs {
     /// Time without a leader after which one is elected, 100ms to 10m; counts only when the cluster is new
     #[arg(long, value_name = "D", default_value = "1s", value_parser = units::election_timeout)]
     election_timeout: Duration,
+
+    /// Further flags of `serve`, for each store
+    #[arg(last = true, value_name = "FLAG")]
+    flags: Vec<String>,
 }
 
 /// Where the data lies: given, or temporary and removed when dropped.

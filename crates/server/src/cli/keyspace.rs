@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use pontoon_proto::v1::{
     CreateKeyspaceRequest, DeleteKeyspaceRequest, DescribeKeyspaceRequest, Keyspace, ListKeyspacesRequest,
+    UnfinishedRestore,
 };
 use serde::Serialize;
 
 use super::Global;
 use super::connect::{Repeat, ask};
 use super::output::{Hex, or_dash, table};
-use super::saved;
+use super::{restore, saved};
 use crate::config::keyspace_name;
 
 /// What to do with keyspaces.
@@ -45,7 +46,7 @@ pub(crate) enum KeyspaceCommand {
         #[arg(long, value_name = "NAME:PASSWORD")]
         user: Option<String>,
     },
-    /// Make a keyspace from a file that `save`, or `etcdctl snapshot save`, wrote
+    /// Make a keyspace from a file that `save`, or `etcdctl snapshot save`, wrote; if it is broken off, run it again
     Restore {
         /// The new keyspace's name: 1 to 63 lower-case letters, digits or inner hyphens
         #[arg(value_parser = keyspace_name)]
@@ -113,6 +114,36 @@ struct Description {
     keys: Option<u64>,
     db_size_bytes: u64,
     applied: u64,
+    /// A restore that is not finished.
+    restore: Option<UnfinishedRow>,
+}
+
+#[derive(Serialize)]
+struct UnfinishedRow {
+    pieces: u64,
+    revision: i64,
+    given_up: bool,
+}
+
+impl From<UnfinishedRestore> for UnfinishedRow {
+    fn from(unfinished: UnfinishedRestore) -> Self {
+        let UnfinishedRestore { pieces, revision, given_up, .. } = unfinished;
+        Self { pieces, revision, given_up }
+    }
+}
+
+impl std::fmt::Display for UnfinishedRow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.given_up {
+            return f.write_str("given up; run `keyspace restore` again, or delete the keyspace");
+        }
+        write!(
+            f,
+            "not finished, {} pieces are in; nobody is served before it is; if it does not go on, run `keyspace restore` \
+             again",
+            self.pieces
+        )
+    }
 }
 
 #[derive(Serialize)]
@@ -129,7 +160,7 @@ pub(crate) async fn run(command: KeyspaceCommand, global: &Global) -> anyhow::Re
         KeyspaceCommand::Describe { name } => describe(name, global).await,
         KeyspaceCommand::Save { name, to, user } => saved::save(&name, &to, user.as_deref(), global).await,
         KeyspaceCommand::Restore { name, from, replicas } => {
-            saved::restore(&name, &from, replicas, global).await
+            restore::restore(&name, &from, replicas, global).await
         }
         KeyspaceCommand::Delete { name, id } => delete(name, id, global).await,
     }
@@ -178,6 +209,7 @@ async fn describe(name: String, global: &Global) -> anyhow::Result<()> {
         keys: answer.keys,
         db_size_bytes: answer.db_size_bytes,
         applied: answer.applied,
+        restore: answer.restore.map(UnfinishedRow::from),
     };
     global.output.print(&description, |d| {
         let replicas: Vec<_> = d.keyspace.replicas.iter().map(Hex::to_string).collect();
@@ -193,6 +225,8 @@ async fn describe(name: String, global: &Global) -> anyhow::Result<()> {
             ("bytes on disk", d.db_size_bytes.to_string()),
             ("applied", d.applied.to_string()),
         ];
+        let restore = d.restore.as_ref().map(|restore| ("restore", restore.to_string()));
+        let rows = rows.into_iter().chain(restore);
         table(&["field", "value"], rows.map(|(field, value)| [field.to_owned(), value]))
     })
 }

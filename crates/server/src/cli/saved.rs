@@ -1,27 +1,21 @@
-//! `pontoon keyspace save` and `restore`: a keyspace's state in a file, and a new keyspace from it.
+//! `pontoon keyspace save`: a keyspace's state in a file, and what such a file must be.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::Path;
-use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use pontoon_proto::etcdserverpb::auth_client::AuthClient;
 use pontoon_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use pontoon_proto::etcdserverpb::{AuthenticateRequest, SnapshotRequest};
-use pontoon_proto::v1::restore_client::RestoreClient;
-use pontoon_proto::v1::{CreateKeyspaceRequest, DeleteKeyspaceRequest, FillRequest, FillResponse};
 use ring::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 use serde::Serialize;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Request, Status};
 
 use super::Global;
-use super::connect::{Dialer, Repeat, ask, refusal};
-use super::output::Hex;
+use super::connect::{Dialer, refusal};
 use crate::config::HostPort;
 
 /// What a saved state begins with.
@@ -31,14 +25,10 @@ const MAGIC: &[u8] = b"PNKV";
 const BLOCK_BYTES: u64 = 512;
 
 /// What is read from a file, and sent, at a time.
-const CHUNK_BYTES: usize = 256 * 1024;
-
-/// How long a new keyspace may take to be known to the store that is asked.
-const KNOWN_ATTEMPTS: usize = 40;
-const KNOWN_PAUSE: Duration = Duration::from_millis(250);
+pub(super) const CHUNK_BYTES: usize = 256 * 1024;
 
 /// Reads as much as there is, up to the length of the buffer.
-fn read_up_to(file: &mut impl std::io::Read, buffer: &mut [u8]) -> std::io::Result<usize> {
+pub(super) fn read_up_to(file: &mut impl std::io::Read, buffer: &mut [u8]) -> std::io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
         match file.read(&mut buffer[filled..]) {
@@ -52,7 +42,7 @@ fn read_up_to(file: &mut impl std::io::Read, buffer: &mut [u8]) -> std::io::Resu
 }
 
 /// Checks a saved state from its first byte to its last, and returns its length without the sum.
-fn check(path: &Path) -> anyhow::Result<u64> {
+pub(super) fn check(path: &Path) -> anyhow::Result<u64> {
     let shown = path.display();
     let mut file = File::open(path).with_context(|| format!("cannot open {shown}"))?;
     let length = file.metadata().with_context(|| format!("cannot look at {shown}"))?.len();
@@ -89,14 +79,14 @@ fn check(path: &Path) -> anyhow::Result<u64> {
 }
 
 /// The first store that listens.
-struct Store {
+pub(super) struct Store {
     dialer: Dialer,
     address: HostPort,
-    channel: Channel,
+    pub(super) channel: Channel,
 }
 
 impl Store {
-    async fn connect(global: &Global) -> anyhow::Result<Self> {
+    pub(super) async fn connect(global: &Global) -> anyhow::Result<Self> {
         let dialer = Dialer::new(global)?;
         let mut failures = Vec::new();
         for address in &global.endpoints {
@@ -108,12 +98,12 @@ impl Store {
         bail!("no store answers ({}); start one, or name others by --endpoints", failures.join("; "))
     }
 
-    fn refusal(&self, status: &Status) -> anyhow::Error {
+    pub(super) fn refusal(&self, status: &Status) -> anyhow::Error {
         refusal(&self.dialer, &self.address, status)
     }
 }
 
-fn addressed<T>(message: T, name: &str, token: Option<&str>) -> anyhow::Result<Request<T>> {
+pub(super) fn addressed<T>(message: T, name: &str, token: Option<&str>) -> anyhow::Result<Request<T>> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("pontoon-keyspace", MetadataValue::try_from(name)?);
     if let Some(token) = token {
@@ -173,94 +163,6 @@ pub(super) async fn save(name: &str, to: &Path, user: Option<&str>, global: &Glo
     global
         .output
         .print(&saved, |s| format!("keyspace {} is saved in {} ({} bytes)", s.keyspace, s.file, s.bytes))
-}
-
-#[derive(Serialize)]
-struct Restored {
-    keyspace: String,
-    id: Hex,
-    revision: i64,
-    bytes: u64,
-}
-
-/// Makes a keyspace from a saved one.
-pub(super) async fn restore(
-    name: &str,
-    from: &Path,
-    replicas: Option<u32>,
-    global: &Global,
-) -> anyhow::Result<()> {
-    // All of it is checked before there is anything that would have to be taken back.
-    let length = check(from)?;
-    let store = Store::connect(global).await?;
-    let create = CreateKeyspaceRequest { name: name.to_owned(), replicas: replicas.unwrap_or(0) };
-    let made =
-        ask(global, Repeat::MightDoItTwice, async |client| client.create_keyspace(create.clone()).await);
-    let id = made.await?.keyspace.unwrap_or_default().id;
-    let mut attempt = 1;
-    let outcome = loop {
-        match fill(&store.channel, name, from, length).await? {
-            // Other stores hear of a new keyspace a moment later.
-            Err(status)
-                if attempt < KNOWN_ATTEMPTS
-                    && (status.code() == Code::NotFound
-                        || status.message().contains("ask another store")) =>
-            {
-                attempt += 1;
-                tokio::time::sleep(KNOWN_PAUSE).await;
-            }
-            outcome => break outcome,
-        }
-    };
-    let filled: FillResponse = match outcome {
-        Ok(filled) => filled,
-        Err(status) => return Err(give_up(name, id, &store.refusal(&status), global).await),
-    };
-    let restored =
-        Restored { keyspace: name.to_owned(), id: Hex(id), revision: filled.revision, bytes: filled.bytes };
-    global.output.print(&restored, |r| {
-        format!("keyspace {} with id {} is restored, at revision {}", r.keyspace, r.id, r.revision)
-    })
-}
-
-/// Takes the half-filled keyspace away, which nobody could use.
-async fn give_up(name: &str, id: u64, why: &anyhow::Error, global: &Global) -> anyhow::Error {
-    let request = DeleteKeyspaceRequest { name: name.to_owned(), id };
-    let gone =
-        ask(global, Repeat::MightDoItTwice, async |client| client.delete_keyspace(request.clone()).await);
-    match gone.await {
-        Ok(_) => anyhow!("{why}; the new keyspace {name} was deleted again"),
-        Err(error) => anyhow!("{why}; the new keyspace {name} ({id:016x}) could not be deleted: {error}"),
-    }
-}
-
-/// Sends the file. The outer error is this machine's, the inner one the store's.
-async fn fill(
-    channel: &Channel,
-    name: &str,
-    from: &Path,
-    length: u64,
-) -> anyhow::Result<Result<FillResponse, Status>> {
-    let mut file = File::open(from).with_context(|| format!("cannot open {}", from.display()))?;
-    let (pieces, stream) = mpsc::channel(2);
-    let reading = tokio::task::spawn_blocking(move || {
-        let mut left = length;
-        while left > 0 {
-            let mut data = vec![0; CHUNK_BYTES.min(usize::try_from(left).unwrap_or(usize::MAX))];
-            let got = read_up_to(&mut file, &mut data)?;
-            data.truncate(got);
-            left -= got as u64;
-            // The store does not listen any more, and says why; or the file became shorter, which it will notice.
-            if got == 0 || pieces.blocking_send(FillRequest { data: data.into() }).is_err() {
-                break;
-            }
-        }
-        std::io::Result::Ok(())
-    });
-    let request = addressed(ReceiverStream::new(stream), name, None)?;
-    let answer = RestoreClient::new(channel.clone()).fill(request).await;
-    reading.await?.with_context(|| format!("cannot read {}", from.display()))?;
-    Ok(answer.map(tonic::Response::into_inner))
 }
 
 #[cfg(test)]

@@ -4,23 +4,39 @@ use std::process::{Command, Stdio};
 
 use pontoon_proto::etcdserverpb::auth_client::AuthClient;
 use pontoon_proto::etcdserverpb::kv_client::KvClient;
-use pontoon_proto::etcdserverpb::{AuthenticateRequest, RangeRequest};
+use pontoon_proto::etcdserverpb::{
+    AuthEnableRequest, AuthUserAddRequest, AuthUserGrantRoleRequest, AuthenticateRequest, RangeRequest,
+};
 use tonic::{Code, Request};
 
 use crate::cluster::{Cluster, retry};
 use crate::etcdctl;
-use crate::keyspaces::pontoon;
+use crate::keyspaces::{addressed, pontoon};
 
 fn run(endpoint: &str, args: &[&str]) -> (bool, String) {
     let output = Command::new("etcdctl")
         .env("ETCDCTL_API", "3")
         .args([&format!("--endpoints={endpoint}"), "--command-timeout=20s"])
+        // The login, whose hash takes its time on a busy machine, has to be over by then.
+        .arg("--dial-timeout=20s")
         .args(args)
         .stdin(Stdio::null())
         .output()
         .expect("etcdctl runs");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.success(), format!("{}{}", text(&output.stdout), text(&output.stderr)))
+}
+
+/// Has a keyspace ask for users, of whom only root is there.
+async fn has_users_of_its_own(cluster: &Cluster, keyspace: &str) {
+    let mut auth = AuthClient::new(cluster.channel(0).await);
+    let root = || "root".to_owned();
+    let password = "other".to_owned();
+    let user = AuthUserAddRequest { name: root(), password, ..AuthUserAddRequest::default() };
+    auth.user_add(addressed(user, keyspace)).await.expect("adds root");
+    let grant = AuthUserGrantRoleRequest { user: root(), role: root() };
+    auth.user_grant_role(addressed(grant, keyspace)).await.expect("grants root");
+    auth.auth_enable(addressed(AuthEnableRequest {}, keyspace)).await.expect("enables");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -32,6 +48,7 @@ async fn users_of_one_keyspace_log_in_anywhere_and_are_nobody_elsewhere() {
     cluster.leader(&[0, 1, 2]).await;
     let (code, out, err) = pontoon(&cluster, &["keyspace", "create", "other"]);
     assert_eq!(code, Some(0), "{out}{err}");
+    has_users_of_its_own(&cluster, "other").await;
     let at = cluster.endpoint(0);
     let ok = |endpoint: &str, args: &[&str]| {
         let (ok, out) = run(endpoint, args);
@@ -93,7 +110,7 @@ async fn users_of_one_keyspace_log_in_anywhere_and_are_nobody_elsewhere() {
                 request.metadata_mut().insert("pontoon-keyspace", "other".parse().expect("ASCII"));
                 async move {
                     let refused = kv.range(request).await.expect_err("a token of another keyspace");
-                    // A store may hear of a new keyspace a moment after the one that made it.
+                    // A store may be behind with the other keyspace's users.
                     if refused.code() == Code::Unauthenticated {
                         Ok(refused)
                     } else {

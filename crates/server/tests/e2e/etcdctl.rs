@@ -1,9 +1,13 @@
 //! The real `etcdctl` against each store.
 
-use std::io::Write as _;
-use std::process::{Command, Stdio};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, PATIENCE};
 
 /// Whether `etcdctl` is there. Without it these tests say so and pass, unless the environment forbids that (as CI does).
 pub(crate) fn available() -> bool {
@@ -121,4 +125,128 @@ async fn every_command_of_a_first_day_works_against_each_store() {
         }
     }
     cluster.equal_hashes().await;
+}
+
+/// An etcdctl that goes on until it is dropped.
+struct Running(Child);
+
+impl Running {
+    fn start(endpoint: &str, args: &[&str]) -> Self {
+        let child = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .arg(format!("--endpoints={endpoint}"))
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn();
+        Self(child.expect("etcdctl runs"))
+    }
+
+    /// The first lines that it prints.
+    fn lines(&mut self, count: usize) -> Vec<String> {
+        let out = BufReader::new(self.0.stdout.take().expect("piped"));
+        let (told, lines) = mpsc::channel();
+        thread::spawn(move || out.lines().map_while(Result::ok).take(count).try_for_each(|l| told.send(l)));
+        (0..count).map(|_| lines.recv_timeout(PATIENCE).expect("it prints")).collect()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What plain HTTP gets on the client port.
+fn page(endpoint: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(endpoint).expect("connects");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {endpoint}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("sends");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    answer
+}
+
+/// What the other tests do not run. `check perf`, which takes a minute, and what works on files alone are left out.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_commands_of_later_days_work_too() {
+    if !available() {
+        return;
+    }
+    let cluster = Cluster::start(3, &[]);
+    let leader = cluster.leader(&[0, 1, 2]).await;
+    let (at, other) = (cluster.endpoint(leader), cluster.endpoint((leader + 1) % 3));
+    let (at, other) = (at.as_str(), other.as_str());
+
+    let mut watch = Running::start(other, &["watch", "--prefix", "w/"]);
+    let mut past = Running::start(other, &["watch", "--prefix", "old/", "--rev=1"]);
+    run(at, &["put", "old/k", "v"], None);
+    assert_eq!(past.lines(3), ["PUT", "old/k", "v"]);
+    // The watch begins when it begins, so it is written to until it has seen something.
+    let seen = thread::spawn(move || watch.lines(2));
+    let mut n = 0;
+    while !seen.is_finished() {
+        run(at, &["put", "w/k", &n.to_string()], None);
+        n += 1;
+    }
+    assert_eq!(seen.join().expect("no panic"), ["PUT", "w/k"]);
+
+    let candidate = Running::start(at, &["elect", "office", "first"]);
+    let mut observer = Running::start(other, &["elect", "--listen", "office"]);
+    let told = observer.lines(2);
+    assert!(told[0].starts_with("office/") && told[1] == "first", "{told:?}");
+    drop(candidate);
+
+    // Into another cluster, what is there and what comes.
+    let copy = Cluster::start(1, &[]);
+    copy.leader(&[0]).await;
+    run(at, &["put", "m/1", "a"], None);
+    let mirror = Running::start(at, &["make-mirror", "--prefix=m/", &copy.endpoint(0)]);
+    run(at, &["put", "m/2", "b"], None);
+    let start = Instant::now();
+    while copy.range(0, "m/", false).await.count < 2 {
+        assert!(start.elapsed() < PATIENCE, "nothing is mirrored");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    drop(mirror);
+
+    run(at, &["user", "add", "u:old"], None);
+    let changed = run(at, &["user", "passwd", "u", "--interactive=false"], Some("new\n"));
+    assert!(changed.contains("Password updated"), "{changed}");
+    run(at, &["role", "add", "r"], None);
+    run(at, &["role", "grant-permission", "r", "readwrite", "k"], None);
+    assert!(run(at, &["role", "get", "r"], None).contains('k'));
+    assert_eq!(run(at, &["role", "list"], None), "r\n");
+    run(at, &["role", "revoke-permission", "r", "k"], None);
+    run(at, &["user", "grant-role", "u", "r"], None);
+    assert!(run(at, &["user", "get", "u"], None).contains("Roles: r"));
+    run(at, &["user", "revoke-role", "u", "r"], None);
+    assert_eq!(run(at, &["user", "list"], None), "u\n");
+    run(at, &["user", "delete", "u"], None);
+    run(at, &["role", "delete", "r"], None);
+
+    let checked = run(at, &["check", "datascale", "--load=s"], None);
+    assert!(checked.contains("PASS"), "{checked}");
+    let version = page(at, "/version");
+    assert!(version.contains("\"etcdserver\":\"3.5."), "{version}");
+    assert!(page(at, "/health").contains("\"health\":\"true\""));
+    assert!(page(at, "/metrics").contains("pontoon_"));
+    assert!(run(at, &["endpoint", "hashkv"], None).contains(at));
+    run(at, &["defrag"], None);
+    assert_eq!(run(at, &["alarm", "list"], None), "");
+    run(at, &["alarm", "disarm"], None);
+
+    let members = run(at, &["member", "list"], None);
+    let member = |address: &str| {
+        let line = members.lines().find(|line| line.contains(address)).expect("listed");
+        line.split(',').next().expect("an id").to_owned()
+    };
+    // It asks each of the endpoints for the leader.
+    let leader = cluster.endpoint(cluster.leader(&[0, 1, 2]).await);
+    let target = if leader == at { other } else { at };
+    let moved = run(&format!("{at},{other},{leader}"), &["move-leader", &member(target)], None);
+    assert!(moved.contains(&format!("to {}", member(target))), "{moved}");
 }

@@ -3,8 +3,11 @@
 use std::process::Command;
 use std::time::Duration;
 
+use pontoon_proto::etcdserverpb::cluster_client::ClusterClient;
 use pontoon_proto::etcdserverpb::kv_client::KvClient;
-use pontoon_proto::etcdserverpb::{PutRequest, RangeRequest};
+use pontoon_proto::etcdserverpb::{MemberListRequest, PutRequest, RangeRequest};
+use pontoon_proto::v1::CreateKeyspaceRequest;
+use pontoon_proto::v1::admin_client::AdminClient;
 use tonic::transport::Endpoint;
 
 use crate::cluster::{Cluster, retry};
@@ -53,6 +56,27 @@ async fn keyspaces_are_named_by_host_by_metadata_and_kept_apart() {
         .await;
         let revision = answer.into_inner().header.expect("a header").revision;
         assert_eq!(revision, 2, "the first write of a keyspace of its own");
+    }
+    // Who follows the member list stays in the keyspace: also where another store answers for it.
+    let (code, out, err) = pontoon(&cluster, &["keyspace", "create", "far", "--replicas", "1"]);
+    assert_eq!(code, Some(0), "{out}{err}");
+    for i in 0..3 {
+        for (host, expected) in [
+            ("far.db.example", "far.db.example"),
+            ("t0.db.example", "t0.db.example"),
+            ("localhost", "127.0.0.1"),
+        ] {
+            let address = format!("http://{}", cluster.endpoint(i));
+            let origin = format!("http://{host}:2379").parse().expect("an origin");
+            let endpoint = Endpoint::from_shared(address).expect("an address").origin(origin);
+            let mut members = ClusterClient::new(endpoint.connect().await.expect("connects"));
+            let list = members.member_list(MemberListRequest { linearizable: true }).await.expect("lists");
+            let urls: Vec<_> = list.into_inner().members.into_iter().flat_map(|m| m.client_ur_ls).collect();
+            assert_eq!(urls.len(), if host.starts_with("far") { 1 } else { 3 }, "{urls:?}");
+            let ports = cluster.stores.iter().map(|store| format!("http://{expected}:{}", store.client));
+            let expected: Vec<_> = ports.collect();
+            assert!(urls.iter().all(|url| expected.contains(url)), "{urls:?}, not {expected:?}");
+        }
     }
     // Read elsewhere, by metadata.
     for n in 0..KEYSPACES {
@@ -133,4 +157,102 @@ async fn a_keyspace_on_one_store_is_served_by_all_and_can_be_deleted() {
     for i in 0..3 {
         assert!(!cluster.log(i).contains(" ERROR "), "{}", cluster.log(i));
     }
+}
+
+pub(crate) fn addressed<T>(message: T, keyspace: &str) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.metadata_mut().insert("pontoon-keyspace", keyspace.parse().expect("ASCII"));
+    request
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_created_is_found_through_every_store_at_once() {
+    let cluster = Cluster::start(3, &[]);
+    cluster.leader(&[0, 1, 2]).await;
+    let mut admin = AdminClient::new(cluster.channel(0).await);
+    let kvs = [cluster.kv(0).await, cluster.kv(1).await, cluster.kv(2).await];
+    for n in 0..40 {
+        let name = format!("new{n}");
+        // Every third one is not on every store.
+        let replicas = if n % 3 == 0 { 1 } else { 0 };
+        let create = CreateKeyspaceRequest { name: name.clone(), replicas };
+        admin.create_keyspace(create).await.expect("creates");
+        // One try each, at the same moment: nobody who was told of it has to be patient.
+        let puts = kvs.iter().enumerate().map(|(i, kv)| {
+            let (mut kv, name) = (kv.clone(), name.clone());
+            tokio::spawn(async move {
+                let put = PutRequest { key: format!("{i}").into(), ..PutRequest::default() };
+                kv.put(addressed(put, &name)).await
+            })
+        });
+        for (i, put) in puts.collect::<Vec<_>>().into_iter().enumerate() {
+            put.await.expect("no panic").unwrap_or_else(|status| panic!("{name} at store {i}: {status:?}"));
+        }
+    }
+    // One that slept through the creation hears of it before it denies it.
+    for n in 0..3 {
+        cluster.signal(2, "STOP");
+        let name = format!("unheard{n}");
+        let create = CreateKeyspaceRequest { name: name.clone(), replicas: 0 };
+        let created = retry("a keyspace by the two others", || {
+            let (mut admin, create) = (admin.clone(), create.clone());
+            async move {
+                match admin.create_keyspace(create).await {
+                    Err(status) if status.code() != tonic::Code::AlreadyExists => Err(status.to_string()),
+                    _ => Ok(()),
+                }
+            }
+        });
+        created.await;
+        cluster.signal(2, "CONT");
+        retry("the store that slept", || {
+            let (mut kv, name) = (kvs[2].clone(), name.clone());
+            async move {
+                let range = RangeRequest { key: "k".into(), ..RangeRequest::default() };
+                match kv.range(addressed(range, &name)).await {
+                    Ok(_) => Ok(()),
+                    Err(status) => {
+                        assert_ne!(status.code(), tonic::Code::NotFound, "{status:?}");
+                        Err(status.to_string())
+                    }
+                }
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_nothing_are_denied_however_many_come() {
+    const ASKED: usize = 3_000;
+    let cluster = Cluster::start(3, &[]);
+    cluster.leader(&[0, 1, 2]).await;
+    let kv = cluster.kv(1).await;
+    let quiet = cluster.log(1).len();
+    let asked: Vec<_> = (0..ASKED)
+        .map(|n| {
+            let mut kv = kv.clone();
+            tokio::spawn(async move {
+                let range = RangeRequest { key: "k".into(), ..RangeRequest::default() };
+                kv.range(addressed(range, &format!("nothing-{n}"))).await.expect_err("there is none").code()
+            })
+        })
+        .collect();
+    // Who uses what is there gets through meanwhile.
+    for n in 0..20 {
+        cluster.put(1, &format!("k{n}"), "v").await;
+    }
+    let mut denied = 0;
+    for code in asked {
+        match code.await.expect("no panic") {
+            tonic::Code::NotFound => denied += 1,
+            // More than may wait at a time.
+            tonic::Code::ResourceExhausted => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(denied >= 1024, "{denied}");
+    // What was refused is no failure of the store.
+    let log = cluster.log(1).split_off(quiet);
+    assert!(!log.contains(" ERROR "), "{log}");
 }

@@ -13,6 +13,7 @@ mod full_disk;
 mod keyspaces;
 mod kubernetes;
 mod leases;
+mod locks;
 mod logs;
 mod members;
 mod offline;

@@ -1,12 +1,13 @@
 //! A keyspace in a file, and a new one from it.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use pontoon_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use pontoon_proto::etcdserverpb::{HashKvRequest, RangeRequest};
 use tonic::Request;
 
-use crate::cluster::{Cluster, retry};
+use crate::cluster::{Cluster, PATIENCE, retry};
 use crate::etcdctl;
 use crate::keyspaces::pontoon;
 
@@ -110,4 +111,88 @@ async fn what_is_saved_can_be_restored_into_a_new_keyspace() {
     let (code, _, err) = pontoon(&cluster, &["keyspace", "restore", "copy", "--from", file]);
     assert_eq!(code, Some(1), "{err}");
     assert_eq!(hash(&cluster, 0, "copy").await, saved);
+}
+
+/// Starts a restore, and kills it when it has come so far that `enough` of what `describe` says; what it said then.
+fn kill_a_restore(cluster: &Cluster, name: &str, file: &str, enough: impl Fn(&str) -> bool) -> String {
+    let mut restoring = Command::new(env!("CARGO_BIN_EXE_pontoon"))
+        .args(["keyspace", "restore", name, "--from", file, "--endpoints", &cluster.endpoint(0)])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("runs");
+    let start = Instant::now();
+    loop {
+        let (code, out, _) = pontoon(cluster, &["keyspace", "describe", name]);
+        if code == Some(0) && enough(&out) {
+            restoring.kill().expect("kills");
+            restoring.wait().expect("ends");
+            // What was on its way when it died may still arrive.
+            std::thread::sleep(Duration::from_millis(500));
+            return pontoon(cluster, &["keyspace", "describe", name]).1;
+        }
+        assert!(start.elapsed() < PATIENCE, "{out}");
+        if let Some(status) = restoring.try_wait().expect("waits") {
+            panic!("it was over ({status}) before it was seen; the file is too small:\n{out}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_was_killed_is_run_again() {
+    let cluster = Cluster::start(3, &[]);
+    cluster.leader(&[0, 1, 2]).await;
+    // So large that somebody can look at it meanwhile.
+    let value = "x".repeat(500_000);
+    for n in 0..100 {
+        cluster.put(n % 3, &format!("k{n}"), &format!("{n} {value}")).await;
+    }
+    let file = cluster.beside("saved");
+    let file = file.to_str().expect("a printable path");
+    let (code, out, err) = pontoon(&cluster, &["keyspace", "save", "default", "--to", file]);
+    assert_eq!(code, Some(0), "{out}{err}");
+    let saved = hash(&cluster, 0, "default").await;
+
+    let left = kill_a_restore(&cluster, "copy", file, |out| out.contains("pieces are in"));
+    assert!(left.contains("not finished") && left.contains("run `keyspace restore` again"), "{left}");
+    let range = RangeRequest { key: "k1".into(), ..RangeRequest::default() };
+    let mut request = Request::new(range);
+    request.metadata_mut().insert("pontoon-keyspace", "copy".parse().expect("ASCII"));
+    let status = cluster.kv(1).await.range(request).await.expect_err("it is half there");
+    assert_eq!(status.code(), tonic::Code::FailedPrecondition);
+    assert!(status.message().contains("run `pontoon keyspace restore` again"), "{}", status.message());
+    let (code, out, err) = pontoon(&cluster, &["keyspace", "restore", "copy", "--from", file]);
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert_eq!(hash(&cluster, 2, "copy").await, saved);
+    let (_, out, _) = pontoon(&cluster, &["keyspace", "describe", "copy"]);
+    assert!(!out.contains("restore"), "{out}");
+
+    // One that was killed before it sent anything has left an empty keyspace, which nobody has written to.
+    let (code, out, err) = pontoon(&cluster, &["keyspace", "create", "empty"]);
+    assert_eq!(code, Some(0), "{out}{err}");
+    let (code, out, err) = pontoon(&cluster, &["keyspace", "restore", "empty", "--from", file]);
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert_eq!(hash(&cluster, 1, "empty").await, saved);
+    let (code, _, err) = pontoon(&cluster, &["keyspace", "restore", "empty", "--from", file]);
+    assert!(code == Some(1) && err.contains("exists already"), "{err}");
+    assert_eq!(hash(&cluster, 1, "empty").await, saved);
+
+    // One that goes on is left alone by a second one.
+    let mut first = Command::new(env!("CARGO_BIN_EXE_pontoon"))
+        .args(["keyspace", "restore", "both", "--from", file, "--endpoints", &cluster.endpoint(0)])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("runs");
+    retry("it has begun", || async {
+        let (code, out, _) = pontoon(&cluster, &["keyspace", "describe", "both"]);
+        let begun = out.lines().any(|line| line.starts_with("revision") && line.ends_with(" 101"));
+        if code == Some(0) && begun { Ok(()) } else { Err(out) }
+    })
+    .await;
+    let (code, out, err) = pontoon(&cluster, &["keyspace", "restore", "both", "--from", file]);
+    assert_eq!(code, Some(1), "{out}{err}");
+    assert!(first.wait().expect("ends").success());
+    assert_eq!(hash(&cluster, 0, "both").await, saved);
 }

@@ -146,6 +146,70 @@ async fn only_certificates_of_the_authority_are_served_and_bound_ones_for_their_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_logs_its_owner_in_where_users_are_asked_for() {
+    if !etcdctl::available() {
+        return;
+    }
+    let authority = Authority::new("ours");
+    let files = Files::new(&authority);
+    let cluster = files.start();
+    let of = |name| authority.issue(files.directory.path(), name, &[]);
+    let (root, alice, nobody) = (of("root"), of("alice"), of("mallory"));
+    let run = |i: usize, who: &Certificate, args: &[&str]| {
+        let output = with_etcdctl(&cluster, i, &files, who, args);
+        (output.status.success(), format!("{}{}", text(&output.stdout), text(&output.stderr)))
+    };
+    let ok = |i: usize, who: &Certificate, args: &[&str]| {
+        let (done, out) = run(i, who, args);
+        assert!(done, "{args:?} at store {i}: {out}");
+        out
+    };
+    let refused = |i: usize, who: &Certificate, args: &[&str], why: &str| {
+        let (done, out) = run(i, who, args);
+        assert!(!done && out.contains(why), "{args:?} at store {i}: {out}");
+    };
+    // Before users are asked for, a certificate says no more than that it is of the authority.
+    ok(0, &nobody, &["put", "k", "v"]);
+    ok(0, &nobody, &["user", "add", "root", "--no-password"]);
+    ok(0, &nobody, &["user", "add", "alice", "--no-password"]);
+    ok(0, &nobody, &["user", "add", "bob:bobpw"]);
+    ok(0, &nobody, &["role", "add", "app"]);
+    ok(0, &nobody, &["role", "grant-permission", "app", "--prefix=true", "readwrite", "app/"]);
+    ok(0, &nobody, &["user", "grant-role", "alice", "app"]);
+    ok(0, &nobody, &["auth", "enable"]);
+    for i in 0..3 {
+        ok(i, &root, &["put", "k", "v"]);
+        ok(i, &alice, &["put", "app/k", "v"]);
+        assert_eq!(ok(i, &alice, &["get", "app/k", "--print-value-only"]), "v\n");
+        refused(i, &alice, &["put", "k", "v"], "permission denied");
+        refused(i, &alice, &["user", "list"], "permission denied");
+        refused(i, &nobody, &["put", "app/k", "v"], "permission denied");
+        // A token comes before the certificate.
+        refused(i, &root, &["--user=bob:bobpw", "put", "k", "v"], "permission denied");
+        // What only the leader knows: the store that passes the call on says who asks.
+        let granted = ok(i, &alice, &["lease", "grant", "600"]);
+        let id = granted.split_whitespace().nth(1).expect("lease ID granted").to_owned();
+        ok(i, &alice, &["put", "app/leased", "v", &format!("--lease={id}")]);
+        for asked in 0..3 {
+            let kept = ok(asked, &alice, &["lease", "keep-alive", "--once", &id]);
+            assert!(kept.contains("keepalived with TTL(600)"), "{kept}");
+            let left = ok(asked, &alice, &["lease", "timetolive", "--keys", &id]);
+            assert!(left.contains("app/leased"), "{left}");
+        }
+    }
+    // Who says that he passes on what others ask is not taken for them, nor for himself.
+    for header in ["grpcgateway-accept", "pontoon-forwarded"] {
+        let mut kv = client(&cluster, &files, &root, "localhost").await;
+        let mut put = tonic::Request::new(PutRequest { key: b"k".to_vec().into(), ..PutRequest::default() });
+        put.metadata_mut().insert(header, "1".parse().expect("ASCII"));
+        let status = kv.put(put).await.expect_err("nobody");
+        assert_eq!(status.message(), "etcdserver: user name is empty", "{header}");
+    }
+    ok(2, &root, &["auth", "disable"]);
+    ok(1, &nobody, &["put", "k", "v"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn certificates_are_renewed_while_stores_run_and_a_stranger_joins_no_link() {
     let first = Authority::new("first");
     let files = Files::new(&first);

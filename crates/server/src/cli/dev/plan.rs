@@ -94,6 +94,7 @@ impl Plan {
             if let Some(filter) = &global.log {
                 flag("log", filter.clone());
             }
+            arguments.extend_from_slice(&args.flags);
             let log = home.join(format!("{}.log", name(i)));
             Ok(StorePlan { name: name(i), client, peer, metrics, data_dir, log, args: arguments })
         });
