@@ -81,7 +81,7 @@ pub(crate) struct HandOver {
 pub(crate) fn tick(host: &mut GroupHost, now: u64, disk: DiskHealth) {
     if !disk.hangs(host) {
         if std::mem::take(&mut host.hand_over.hang_told) {
-            tracing::info!(group = %host.shared.id, "the disk syncs again");
+            tracing::debug!(group = %host.shared.id, "the disk syncs again");
         }
         host.hand_over.hold_until = None;
         host.core.tick(now);
@@ -94,7 +94,7 @@ pub(crate) fn tick(host: &mut GroupHost, now: u64, disk: DiskHealth) {
         return;
     }
     if !std::mem::replace(&mut host.hand_over.hang_told, true) {
-        tracing::warn!(group = %host.shared.id, pending_ms = disk.pending_ms, "the disk hangs: somebody else should lead");
+        tracing::debug!(group = %host.shared.id, pending_ms = disk.pending_ms, "the disk hangs: somebody else should lead");
     }
     host.core.tick(now);
     if disk.pending_ms > 2 * timer {

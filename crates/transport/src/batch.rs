@@ -10,10 +10,11 @@ use std::task::{Context, Poll, ready};
 
 use pontoon_proto::peer::v1 as pb;
 use pontoon_raft_core::message::{AppendEntries, Body, Entries, Message};
-use pontoon_raft_core::types::{Entry, GroupId};
+use pontoon_raft_core::types::{Entry, GroupId, StoreId};
 use tokio_stream::Stream;
 
 use crate::api::EntrySource;
+use crate::beats::{self, BEAT_BYTES, Beat};
 use crate::send_queue::{Helping, Item, Room, SendQueue, Sent};
 use crate::wire;
 
@@ -53,7 +54,13 @@ impl FrameStream {
     }
 
     /// Builds a frame of `items` and more from the queue; `None` if all were stale, or the first has no room.
-    fn build(&mut self, ping: Option<u64>, items: Vec<Item>, room: Room) -> Option<pb::LaneFrame> {
+    fn build(
+        &mut self,
+        ping: Option<u64>,
+        items: Vec<Item>,
+        room: Room,
+        packs: bool,
+    ) -> Option<pb::LaneFrame> {
         let mut frame = Builder {
             frame: pb::LaneFrame {
                 ping,
@@ -64,6 +71,7 @@ impl FrameStream {
             bytes: 0,
             limits: FrameLimits { several: self.limits.several.min(room.bytes), ..self.limits },
             any_one: room.any_one,
+            packs,
         };
         let mut waiting = items.into_iter();
         let rest = loop {
@@ -102,8 +110,8 @@ impl Stream for FrameStream {
                 Some(Helping::Hello(hello)) => {
                     return Poll::Ready(Some(pb::LaneFrame { hello: Some(*hello), ..Default::default() }));
                 }
-                Some(Helping::Items { ping, items, room }) => {
-                    if let Some(frame) = this.build(ping, items, room) {
+                Some(Helping::Items { ping, items, room, packs }) => {
+                    if let Some(frame) = this.build(ping, items, room, packs) {
                         return Poll::Ready(Some(frame));
                     }
                 }
@@ -119,6 +127,8 @@ struct Builder {
     limits: FrameLimits,
     /// The first message may be larger than `limits.several`.
     any_one: bool,
+    /// The peer takes [`pb::Beats`].
+    packs: bool,
 }
 
 impl Builder {
@@ -136,6 +146,7 @@ impl Builder {
     fn add(&mut self, item: Item, source: &dyn EntrySource, sent: &mut Sent) -> Option<Item> {
         match item {
             Item::Raft(group, message) => return self.add_raft(group, message, source, sent),
+            Item::Beats(beats) => return self.add_beats(beats),
             Item::Proposal(proposal) => {
                 let bytes = MESSAGE_BYTES + proposal.data.len();
                 if self.has_no_room(bytes) {
@@ -153,6 +164,27 @@ impl Builder {
                 self.count(MESSAGE_BYTES);
             }
         }
+        None
+    }
+
+    fn add_beats(&mut self, beats: Vec<Beat>) -> Option<Item> {
+        let bytes =
+            if self.packs { MESSAGE_BYTES + beats.len() * BEAT_BYTES } else { beats.len() * MESSAGE_BYTES };
+        if self.has_no_room(bytes) {
+            return Some(Item::Beats(beats));
+        }
+        if self.packs {
+            self.frame.beats.push(beats::to_wire(self.frame.messages.len(), &beats));
+        } else {
+            // Only the replicas' numbers are on the wire.
+            let ends = wire::Ends { from: StoreId(0), to: StoreId(0) };
+            self.frame.messages.extend(beats.iter().map(|beat| {
+                let (group, message) = beat.message(ends);
+                wire::message_to_wire(group, message, Vec::new())
+            }));
+        }
+        self.messages += beats.len();
+        self.bytes += bytes;
         None
     }
 

@@ -351,7 +351,7 @@ impl Driver {
             Ok(session) => {
                 self.machine.connected(now);
                 // Before `link_up`, so that what is sent from there finds the lane open.
-                self.lane.queue.opened();
+                self.lane.queue.opened(session.features);
                 self.session_started = Instant::now();
                 self.refusal_matters = false;
                 let (name, features) = (session.name.clone(), session.features);

@@ -114,6 +114,7 @@
 //! | `transport.rs` | the handle: peers, sending, status, live settings |
 //! | `api.rs` | what the host implements, what travels besides Raft messages |
 //! | `send_queue.rs` | what waits for one store on one lane, and what was lost |
+//! | `beats.rs` | heartbeats of many groups as one message |
 //! | `batch.rs` | which waiting messages form the next frame |
 //! | `lane.rs` | one task per lane: when to dial, probe, drop, report |
 //! | `dial.rs`, `io.rs` | how to connect: a fresh channel over a socket that can be killed |
@@ -130,6 +131,7 @@
 mod acceptor;
 mod api;
 mod batch;
+mod beats;
 mod codec;
 mod config;
 mod dial;
@@ -151,7 +153,8 @@ mod wire;
 
 pub use acceptor::{PeerService, incoming, server_builder};
 pub use api::{
-    EntrySource, FEATURE_REPORTS, Inbound, ProposalOutcome, ProposalReply, RelayedProposal, Report,
+    EntrySource, FEATURE_BEATS, FEATURE_REPORTS, Inbound, ProposalOutcome, ProposalReply, RelayedProposal,
+    Report,
 };
 pub use config::{Limits, TransportConfig};
 pub use error::{NotQueued, QueueFull, Refused, Unwelcome, WireError};

@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use crate::acceptor::{Acceptor, Greeted, welcome};
-use crate::api::{FEATURE_REPORTS, ProposalOutcome, ProposalReply, RelayedProposal};
+use crate::api::{FEATURES, ProposalOutcome, ProposalReply, RelayedProposal};
 use crate::codec::Incoming;
 use crate::dial::PROTOCOL_VERSION;
 use crate::receive_budget::{MESSAGE_CHARGE_BYTES, ReceivePermit};
@@ -93,7 +93,7 @@ async fn hello(
         cluster: shared.config.cluster,
         store: shared.config.store.0,
         name: shared.config.name.clone(),
-        features: FEATURE_REPORTS,
+        features: FEATURES,
         incarnation: shared.incarnation,
         lineage: shared.lineage(),
     };

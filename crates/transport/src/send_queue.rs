@@ -17,7 +17,8 @@ use pontoon_raft_core::message::{Body, Entries, Message};
 use pontoon_raft_core::types::{EntryId, GroupId, Term};
 use tokio::sync::Notify;
 
-use crate::api::{ProposalReply, RelayedProposal, Report};
+use crate::api::{FEATURE_BEATS, ProposalReply, RelayedProposal, Report};
+use crate::beats::Beat;
 use crate::error::NotQueued;
 use in_flight::InFlight;
 
@@ -45,6 +46,8 @@ pub(crate) struct QueueLimits {
 #[derive(Debug)]
 pub(crate) enum Item {
     Raft(GroupId, Message),
+    /// Heartbeats of several groups, and answers to them.
+    Beats(Vec<Beat>),
     Proposal(RelayedProposal),
     Reply(ProposalReply),
     Report(Report),
@@ -64,6 +67,7 @@ impl Item {
                     },
                     _ => 0,
                 },
+                Self::Beats(beats) => beats.len() * size_of::<Beat>(),
                 Self::Proposal(proposal) => proposal.data.len(),
                 Self::Reply(_) | Self::Report(_) => 0,
             }
@@ -83,8 +87,9 @@ pub(crate) struct Events {
 pub(crate) enum Helping {
     /// The first frame of a stream.
     Hello(Box<pb::Hello>),
-    /// A ping, items, or both. The frame may take `room` bytes; one message more if nothing is in flight.
-    Items { ping: Option<u64>, items: Vec<Item>, room: Room },
+    /// A ping, items, or both. The frame may take `room` bytes; one message more if nothing is in flight. `packs`: the peer
+    /// takes [`pb::Beats`].
+    Items { ping: Option<u64>, items: Vec<Item>, room: Room, packs: bool },
 }
 
 /// How much of a queue's bound may be in flight. The rest is for what waits, so both together stay below the bound,
@@ -118,6 +123,8 @@ struct Inner {
     phase: Phase,
     /// Grows with each attempt; a stream of an older epoch gets nothing more.
     epoch: u64,
+    /// What the peer can.
+    features: u64,
     hello: Option<Box<pb::Hello>>,
     ping: Option<u64>,
     /// The number of the last ping.
@@ -193,6 +200,7 @@ impl SendQueue {
                 // The first attempt is about to begin.
                 phase: Phase::Opening,
                 epoch: 0,
+                features: 0,
                 hello: None,
                 ping: None,
                 pings: 0,
@@ -247,8 +255,11 @@ impl SendQueue {
             if let Err(why) = inner.admit(&item, messages_max, bytes_max) {
                 inner.overflowed |= inner.phase == Phase::Open;
                 inner.counters.dropped += 1;
-                if let Item::Raft(group, _) = item {
-                    inner.lose(group);
+                match item {
+                    Item::Raft(group, _) => inner.lose(group),
+                    Item::Beats(beats) => inner.lose_all(&beats),
+                    // The caller is told by the result; what is said of reports and replies below holds here too.
+                    Item::Proposal(_) | Item::Reply(_) | Item::Report(_) => {}
                 }
                 result = Err(why);
             } else {
@@ -282,9 +293,10 @@ impl SendQueue {
         inner.epoch
     }
 
-    /// The peer has acknowledged the hello: what waits may go.
-    pub(crate) fn opened(&self) {
+    /// The peer, which can `features`, has acknowledged the hello: what waits may go.
+    pub(crate) fn opened(&self, features: u64) {
         let mut inner = self.lock();
+        inner.features = features;
         inner.phase = Phase::Open;
         inner.new_loss_epoch();
         self.finish(inner);
@@ -314,6 +326,7 @@ impl SendQueue {
         for item in items {
             match item {
                 Item::Raft(group, _) => inner.lose(group),
+                Item::Beats(beats) => inner.lose_all(&beats),
                 // A question that is lost says nothing of what it asks about.
                 Item::Proposal(p) if p.asks => {}
                 Item::Proposal(p) => inner.events.not_sent.push((p.group, p.id, p.term, p.at.number)),
@@ -384,7 +397,8 @@ impl SendQueue {
             }
             let ping = inner.ping.take();
             if ping.is_some() || !items.is_empty() {
-                return Poll::Ready(Some(Helping::Items { ping, items, room }));
+                let packs = inner.features & FEATURE_BEATS != 0;
+                return Poll::Ready(Some(Helping::Items { ping, items, room, packs }));
             }
         }
         match &inner.waker {
@@ -435,6 +449,7 @@ impl SendQueue {
                 inner.counters.dropped += 1;
                 match item {
                     Item::Raft(group, _) => inner.lose(group),
+                    Item::Beats(beats) => inner.lose_all(&beats),
                     Item::Proposal(p) if p.asks => {}
                     Item::Proposal(p) => inner.events.not_sent.push((p.group, p.id, p.term, p.at.number)),
                     Item::Reply(_) | Item::Report(_) => {}
@@ -514,6 +529,12 @@ impl Inner {
     fn new_loss_epoch(&mut self) {
         self.overflowed = false;
         self.reported = HashSet::new();
+    }
+
+    fn lose_all(&mut self, beats: &[Beat]) {
+        for beat in beats {
+            self.lose(beat.group);
+        }
     }
 
     fn lose(&mut self, group: GroupId) {

@@ -15,7 +15,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::acceptor::{Acceptor, PeerService};
-use crate::api::{EntrySource, FEATURE_REPORTS, Inbound, ProposalReply, RelayedProposal, Report};
+use crate::api::{EntrySource, FEATURES, Inbound, ProposalReply, RelayedProposal, Report};
+use crate::beats::{self, Beat};
 use crate::config::TransportConfig;
 use crate::dial::PROTOCOL_VERSION;
 use crate::error::{NotQueued, QueueFull, Unwelcome};
@@ -97,7 +98,7 @@ impl Shared {
             to_store: to.0,
             name: self.config.name.clone(),
             lane: lane.into(),
-            features: FEATURE_REPORTS,
+            features: FEATURES,
             incarnation: self.incarnation,
             advertise: self.config.advertise.clone(),
             lineage: self.lineage(),
@@ -240,7 +241,8 @@ impl Transport {
         self.send_all(to, [(group, message)]);
     }
 
-    /// Sends several messages to one store, in order per lane: cheaper than one by one, and they share frames.
+    /// Sends several messages to one store, in order per lane: cheaper than one by one, and they share frames. Heartbeats that
+    /// follow each other, of whatever groups, become one message.
     pub fn send_all(&self, to: StoreId, messages: impl IntoIterator<Item = (GroupId, Message)>) {
         let (mut control, mut log) = (Vec::new(), Vec::new());
         for (group, message) in messages {
@@ -251,7 +253,11 @@ impl Transport {
                 }
                 continue;
             }
-            if carries_entries(&message) { &mut log } else { &mut control }.push(Item::Raft(group, message));
+            match Beat::of(group, &message) {
+                Some(beat) => beats::gather(&mut control, beat),
+                None if carries_entries(&message) => log.push(Item::Raft(group, message)),
+                None => control.push(Item::Raft(group, message)),
+            }
         }
         let Some(peer) = self.shared.peer(to) else { return };
         // What is refused is reported through `Inbound::unreachable`.

@@ -23,6 +23,7 @@ use pontoon_raft_core::types::{
 use prost::Message as _;
 
 use crate::api::{ProposalOutcome, ProposalReply, RelayedProposal, Report};
+use crate::beats;
 use crate::error::WireError;
 
 /// No honest index, term or round gets there (a million a second for 146,000 years), and sums stay below `u64::MAX`.
@@ -226,8 +227,17 @@ pub(crate) fn check(frame: pb::LaneFrame, ends: Ends, bytes: usize) -> Result<Fr
     let keep = Keep { frame_bytes: bytes };
     // Collecting into a `Result` would not reserve. The lists exist, so their lengths are real.
     let mut messages = Vec::with_capacity(frame.messages.len());
-    for message in frame.messages {
+    let mut runs = frame.beats.iter().peekable();
+    let listed = frame.messages.len();
+    for (before, message) in frame.messages.into_iter().enumerate() {
+        while let Some(beats) = runs.next_if(|beats| beats.after as usize <= before) {
+            beats::from_wire(beats, ends, &mut messages)?;
+        }
         messages.push(message_from_wire(message, ends, keep)?);
+    }
+    for beats in runs {
+        in_range("a place among messages", beats.after.into(), 0, listed as u64)?;
+        beats::from_wire(beats, ends, &mut messages)?;
     }
     let proposals = frame.proposals.into_iter().map(|p| proposal_from_wire(p, keep));
     let replies = frame.proposal_replies.into_iter().map(reply_from_wire);
@@ -473,7 +483,7 @@ fn id_from_wire(high: u64, low: u64) -> EntryId {
     EntryId((u128::from(high) << 64) | u128::from(low))
 }
 
-fn number(what: &'static str, found: u64) -> Result<u64, WireError> {
+pub(crate) fn number(what: &'static str, found: u64) -> Result<u64, WireError> {
     in_range(what, found, 0, NUMBER_MAX)
 }
 

@@ -43,7 +43,7 @@ fn open(queue: &SendQueue) -> u64 {
     let epoch = queue.begin(pb::Hello::default());
     assert_eq!(take(queue, epoch), Some(0), "the hello comes first");
     assert_eq!(take(queue, epoch), None, "and nothing else before it is answered");
-    queue.opened();
+    queue.opened(0);
     epoch
 }
 
@@ -101,7 +101,7 @@ fn a_broken_stream_reports_what_waited_and_what_was_under_way() {
     let epoch = queue.begin(pb::Hello::default());
     assert_eq!(queue.push([raft(6)]), Ok(()));
     assert_eq!(take(&queue, epoch), Some(0));
-    queue.opened();
+    queue.opened(0);
     assert_eq!(take(&queue, epoch), Some(1));
     queue.retire();
     assert_eq!(queue.push([raft(7)]), Err(NotQueued::UnknownStore));
@@ -153,7 +153,7 @@ fn what_does_not_fit_a_frame_is_first_in_the_next() {
 /// What a stream gets now: pings, items, and the room for them.
 fn poll(queue: &SendQueue, epoch: u64) -> Option<(Option<u64>, usize, Room)> {
     match queue.poll_helping(epoch, &Context::from_waker(Waker::noop())) {
-        Poll::Ready(Some(Helping::Items { ping, items, room })) => Some((ping, items.len(), room)),
+        Poll::Ready(Some(Helping::Items { ping, items, room, .. })) => Some((ping, items.len(), room)),
         _ => None,
     }
 }
