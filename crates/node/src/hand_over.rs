@@ -3,7 +3,8 @@
 //! A disk that **hangs** is told by a sync that has been under way for longer than the group's election timer. The leader
 //! asks its best follower to lead; if it still leads after twice the timer it steps down, and whoever can stands for
 //! election. While the disk hangs, this replica starts no election, and takes no leadership that is offered. Messages go
-//! in and out as ever; the core holds back what the disk does not confirm. When the sync is done, so is all this.
+//! in and out as ever; the core holds back what the disk does not confirm. When the sync is done, so is all this. Silent groups
+//! are woken for it, a few at a time (`waking.rs`), so a store whose disk hangs ends up leading nothing.
 //!
 //! A disk with **no room** takes no new commands. Its leader asks the other voters to lead, one after the other: which of
 //! them have room, it cannot know, but one that has none does not take over. Commands wait meanwhile; if nobody takes

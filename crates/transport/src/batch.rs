@@ -15,6 +15,7 @@ use tokio_stream::Stream;
 
 use crate::api::EntrySource;
 use crate::beats::{self, BEAT_BYTES, Beat};
+use crate::receive_budget::{MESSAGE_CHARGE_BYTES, charge};
 use crate::send_queue::{Helping, Item, Room, SendQueue, Sent};
 use crate::wire;
 
@@ -57,6 +58,7 @@ impl FrameStream {
     fn build(
         &mut self,
         ping: Option<u64>,
+        wants: Option<u64>,
         items: Vec<Item>,
         room: Room,
         packs: bool,
@@ -64,6 +66,7 @@ impl FrameStream {
         let mut frame = Builder {
             frame: pb::LaneFrame {
                 ping,
+                wants: wants.unwrap_or_default(),
                 messages: Vec::with_capacity(items.len()),
                 ..pb::LaneFrame::default()
             },
@@ -71,6 +74,7 @@ impl FrameStream {
             bytes: 0,
             limits: FrameLimits { several: self.limits.several.min(room.bytes), ..self.limits },
             any_one: room.any_one,
+            credit: room.credit,
             packs,
         };
         let mut waiting = items.into_iter();
@@ -91,7 +95,8 @@ impl FrameStream {
         };
         self.sent.messages = frame.messages as u64;
         self.sent.bytes = frame.bytes as u64;
-        let holds_something = ping.is_some() || frame.messages > 0;
+        self.sent.charge = room.credit - frame.credit;
+        let holds_something = ping.is_some() || wants.is_some() || frame.messages > 0;
         // After the items were taken: what they rest on was durable when they were queued.
         frame.frame.reached = self.entries.durable();
         self.queue.sent(self.epoch, rest.into_iter().chain(waiting), &mut self.sent, holds_something);
@@ -110,8 +115,8 @@ impl Stream for FrameStream {
                 Some(Helping::Hello(hello)) => {
                     return Poll::Ready(Some(pb::LaneFrame { hello: Some(*hello), ..Default::default() }));
                 }
-                Some(Helping::Items { ping, items, room, packs }) => {
-                    if let Some(frame) = this.build(ping, items, room, packs) {
+                Some(Helping::Items { ping, wants, items, room, packs }) => {
+                    if let Some(frame) = this.build(ping, wants, items, room, packs) {
                         return Poll::Ready(Some(frame));
                     }
                 }
@@ -127,6 +132,8 @@ struct Builder {
     limits: FrameLimits,
     /// The first message may be larger than `limits.several`.
     any_one: bool,
+    /// What the peer lets us send yet. Only appends with entries are held to it; nothing else is sent where there is a bound.
+    credit: u64,
     /// The peer takes [`pb::Beats`].
     packs: bool,
 }
@@ -199,6 +206,7 @@ impl Builder {
         let entries = match &mut message.body {
             Body::AppendEntries(append) => {
                 let room = self.limits.several.saturating_sub(self.bytes) as u64;
+                let room = room.min(self.credit.saturating_sub(MESSAGE_CHARGE_BYTES));
                 let Some(entries) = read(group, append, source, room) else {
                     sent.cancelled += 1;
                     return None;
@@ -210,13 +218,19 @@ impl Builder {
                     sent.lost.push(group);
                     return None;
                 }
-                if self.has_no_room(bytes) {
+                let charge = charge(&entries);
+                let starved = charge > self.credit;
+                if starved {
+                    sent.starved = Some(charge);
+                }
+                if starved || self.has_no_room(bytes) {
                     if let Entries::Inline(place) = &mut append.entries {
                         *place = entries;
                     }
                     return Some(Item::Raft(group, message));
                 }
                 rest = remainder(append, &entries);
+                self.credit -= charge;
                 self.bytes += bytes - MESSAGE_BYTES;
                 sent.appends.push(group);
                 entries

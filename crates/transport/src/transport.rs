@@ -18,6 +18,7 @@ use crate::acceptor::{Acceptor, PeerService};
 use crate::api::{EntrySource, FEATURES, Inbound, ProposalReply, RelayedProposal, Report};
 use crate::beats::{self, Beat};
 use crate::config::TransportConfig;
+use crate::credit_book::CreditBook;
 use crate::dial::PROTOCOL_VERSION;
 use crate::error::{NotQueued, QueueFull, Unwelcome};
 use crate::identity::{self, Claim};
@@ -59,6 +60,8 @@ pub(crate) struct Shared {
     fenced: AtomicBool,
     pub(crate) queue_limits: Arc<QueueLimits>,
     pub(crate) budget: Arc<ReceiveBudget>,
+    /// How far peers may send.
+    pub(crate) credits: Arc<CreditBook>,
     pub(crate) election_timer: watch::Sender<u64>,
     pub(crate) acceptor: Acceptor,
     pub(crate) snapshot_sends: Arc<Semaphore>,
@@ -174,6 +177,7 @@ impl Transport {
                 bytes: AtomicUsize::new(limits.queue_bytes_max),
             }),
             budget: Arc::new(ReceiveBudget::new(limits.receive_bytes_max)),
+            credits: CreditBook::new(limits.receive_bytes_max, limits.message_bytes_max as u64),
             election_timer: watch::Sender::new(config.election_timer_ms),
             acceptor: Acceptor::default(),
             snapshot_sends: Arc::new(Semaphore::new(limits.snapshot_sends_max)),

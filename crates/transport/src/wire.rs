@@ -48,6 +48,8 @@ pub(crate) struct Frame {
     pub(crate) ping: Option<u64>,
     /// How far the sender's log is durable; 0: not said.
     pub(crate) reached: u64,
+    /// How far the sender's next message goes beyond its credit; 0: it does not.
+    pub(crate) wants: u64,
     pub(crate) messages: Vec<(GroupId, Message)>,
     pub(crate) proposals: Vec<RelayedProposal>,
     pub(crate) replies: Vec<ProposalReply>,
@@ -218,12 +220,23 @@ pub(crate) fn decode(encoded: Bytes) -> Result<pb::LaneFrame, WireError> {
     pb::LaneFrame::decode(encoded).map_err(|e| WireError::Malformed { reason: e.to_string() })
 }
 
+/// Passes the bytes of one frame through the gate, as if `from` had sent them to `to`, and returns its Raft messages. For those who
+/// want to see what the gate lets in, such as the fuzz target.
+///
+/// # Errors
+/// The frame is refused.
+pub fn pass_gate(encoded: Bytes, from: StoreId, to: StoreId) -> Result<Vec<(GroupId, Message)>, WireError> {
+    let bytes = encoded.len();
+    check(decode(encoded)?, Ends { from, to }, bytes).map(|frame| frame.messages)
+}
+
 /// Checks a decoded frame of `bytes` encoded bytes.
 pub(crate) fn check(frame: pb::LaneFrame, ends: Ends, bytes: usize) -> Result<Frame, WireError> {
     if frame.hello.is_some() {
         return Err(WireError::Malformed { reason: "a second hello".to_owned() });
     }
     let reached = number("a durable batch", frame.reached)?;
+    let wants = number("an offset", frame.wants)?;
     let keep = Keep { frame_bytes: bytes };
     // Collecting into a `Result` would not reserve. The lists exist, so their lengths are real.
     let mut messages = Vec::with_capacity(frame.messages.len());
@@ -245,6 +258,7 @@ pub(crate) fn check(frame: pb::LaneFrame, ends: Ends, bytes: usize) -> Result<Fr
     Ok(Frame {
         ping: frame.ping,
         reached,
+        wants,
         messages,
         proposals: proposals.collect::<Result<_, _>>()?,
         replies: replies.collect::<Result<_, _>>()?,

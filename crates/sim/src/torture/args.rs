@@ -20,6 +20,8 @@ pub(crate) enum Command {
     Failover(FailoverArguments),
     /// Stops a follower under load and shows the stores' resident memory.
     Memory(MemoryArguments),
+    /// Slow links, slow stores and floods, and what they cost the others.
+    Weather(super::weather::WeatherArguments),
     /// Checks a history file again.
     Check(CheckArguments),
     /// Becomes the given program, and dies with the process that started it.

@@ -52,7 +52,7 @@ fn frame(features: u64, items: Vec<Item>) -> pb::LaneFrame {
         frame
     };
     assert!(next().hello.is_some());
-    queue.opened(features);
+    queue.opened(features, None);
     queue.push(items).unwrap();
     next()
 }

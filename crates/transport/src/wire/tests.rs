@@ -218,6 +218,7 @@ fn encode((messages, proposals, replies, reports, ping): Parts) -> Vec<u8> {
     }
     pb::LaneFrame {
         reached: 77,
+        wants: 78,
         hello: None,
         ping,
         messages: listed,
