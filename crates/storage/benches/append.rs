@@ -2,12 +2,17 @@
 //! as the log writes) and beside sled alone (a key per entry, and a sync of its file), in turn and in the same run;
 //! medians over the turns.
 //!
+//! In most cases a round is submitted when the one before it is durable. In the last one the next round is submitted while
+//! the disk is busy with this one, as hosts of many groups do; what is timed there is from one durable round to the next,
+//! the making of the entries included.
+//!
 //! Each of the three is a process of its own, so that none pays for another's background threads or for the state in
 //! which another leaves the allocator.
 //!
 //! `PONTOON_BENCH_DIR` says where (the temporary directory); a RAM disk proves nothing. An argument chooses cases by a
 //! part of their name: `cargo bench -p pontoon-storage -- idle`. `PONTOON_BENCH_TURNS` says how many turns (15).
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
@@ -17,7 +22,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use pontoon_raft_core::types::*;
-use pontoon_storage::{Batch, GroupWrite, LogStore, Options};
+use pontoon_storage::{Batch, GroupWrite, LogStore, Options, StoreFailed};
 use tempfile::TempDir;
 
 const PAYLOAD: usize = 256;
@@ -25,8 +30,21 @@ const GROUPS: u64 = 100;
 /// Durable appends in each turn.
 const APPENDS: usize = 120;
 
-/// How many groups and how many entries for each.
-const CASES: [(&str, u64, u64); 4] = [("1", 1, 1), ("8", 1, 8), ("64", 1, 64), ("100 groups x 1", GROUPS, 1)];
+/// How many groups, how many entries for each, and how many rounds are under way when one is waited for.
+const CASES: [(&str, Load); 5] = [
+    ("1", Load { groups: 1, entries: 1, under_way: 1 }),
+    ("8", Load { groups: 1, entries: 8, under_way: 1 }),
+    ("64", Load { groups: 1, entries: 64, under_way: 1 }),
+    ("100 groups x 1", Load { groups: GROUPS, entries: 1, under_way: 1 }),
+    ("100 x 1, ahead", Load { groups: GROUPS, entries: 1, under_way: 2 }),
+];
+
+#[derive(Clone, Copy)]
+struct Load {
+    groups: u64,
+    entries: u64,
+    under_way: usize,
+}
 
 fn directory() -> TempDir {
     let base = std::env::var_os("PONTOON_BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
@@ -36,7 +54,8 @@ fn directory() -> TempDir {
 /// What is measured: something that makes a round of entries durable.
 trait Engine {
     fn prepare(&mut self, groups: u64, entries: u64);
-    fn commit(&mut self);
+    /// Begins a round. Returns when fewer than `under_way` are.
+    fn commit(&mut self, under_way: usize);
     /// Bytes written so far.
     fn written(&self) -> u64 {
         0
@@ -49,6 +68,7 @@ struct Log {
     next: Vec<u64>,
     payload: bytes::Bytes,
     batch: Batch,
+    under_way: VecDeque<mpsc::Receiver<Result<(), StoreFailed>>>,
     dir: TempDir,
 }
 
@@ -57,7 +77,14 @@ impl Log {
         let dir = directory();
         let (store, _) = LogStore::open(dir.path(), Options::default()).expect("an empty directory");
         let payload = (0..PAYLOAD).map(|i| (i * 197 % 251) as u8).collect::<Vec<_>>().into();
-        let mut log = Self { store, next: vec![1; groups as usize], payload, batch: Batch::default(), dir };
+        let mut log = Self {
+            store,
+            next: vec![1; groups as usize],
+            payload,
+            batch: Batch::default(),
+            under_way: VecDeque::new(),
+            dir,
+        };
         let create = |g| GroupWrite {
             group: GroupId(g),
             create: Some(ReplicaId { store: StoreId(1), number: 1 }),
@@ -65,7 +92,7 @@ impl Log {
             ..GroupWrite::default()
         };
         log.batch.groups = (0..groups).map(create).collect();
-        log.commit();
+        log.commit(1);
         log
     }
 
@@ -80,7 +107,7 @@ impl Log {
                 SnapshotMeta { index: LogIndex(self.next[0] - 1), term: Term(1), ..SnapshotMeta::default() };
             write.compact = Some(last);
             self.batch.groups = vec![write];
-            self.commit();
+            self.commit(1);
         }
     }
 
@@ -109,11 +136,16 @@ impl Engine for Log {
         self.batch.groups = (0..groups).map(|g| self.write(g, entries)).collect();
     }
 
-    fn commit(&mut self) {
+    fn commit(&mut self, under_way: usize) {
         let (sender, receiver) = mpsc::sync_channel(1);
         let batch = std::mem::take(&mut self.batch);
         self.store.submit(batch, Box::new(move |outcome| drop(sender.send(outcome))));
-        receiver.recv().expect("answered").expect("durable");
+        self.under_way.push_back(receiver);
+        while self.under_way.len() >= under_way
+            && let Some(oldest) = self.under_way.pop_front()
+        {
+            oldest.recv().expect("answered").expect("durable");
+        }
     }
 
     fn written(&self) -> u64 {
@@ -151,7 +183,7 @@ impl Limit {
 impl Engine for Limit {
     fn prepare(&mut self, _: u64, _: u64) {}
 
-    fn commit(&mut self) {
+    fn commit(&mut self, _: usize) {
         if self.at + self.bytes.len() as u64 > LIMIT_BYTES {
             self.at = 0;
         }
@@ -197,7 +229,7 @@ impl Engine for Sled {
         }
     }
 
-    fn commit(&mut self) {
+    fn commit(&mut self, _: usize) {
         self.db.apply_batch(std::mem::take(&mut self.batch)).expect("applied");
         self.db.flush().expect("flushed");
         self.file.sync_data().expect("synced");
@@ -228,7 +260,7 @@ fn percentile(times: &[Duration], percent: usize) -> f64 {
 
 /// One engine in a process of its own: makes a turn for each line that it reads, and says how long each append took,
 /// how long its threads had a processor, and how much it has written so far.
-fn serve(which: &str, groups: u64, entries: u64, round_bytes: usize) {
+fn serve(which: &str, Load { groups, entries, under_way }: Load, round_bytes: usize) {
     let mut engine: Box<dyn Engine> = match which {
         "log" => {
             let mut log = Log::open(groups);
@@ -243,11 +275,18 @@ fn serve(which: &str, groups: u64, entries: u64, round_bytes: usize) {
         line.expect("the parent writes lines");
         times.clear();
         let (cpu_before, written) = (cpu(), engine.written());
+        if under_way > 1 {
+            // The first of a turn only fills the line.
+            engine.prepare(groups, entries);
+            engine.commit(under_way);
+        }
+        let mut last = Instant::now();
         for _ in 0..APPENDS {
             engine.prepare(groups, entries);
-            let began = Instant::now();
-            engine.commit();
-            times.push(began.elapsed());
+            let began = if under_way > 1 { last } else { Instant::now() };
+            engine.commit(under_way);
+            last = Instant::now();
+            times.push(last - began);
         }
         let cpu = cpu() - cpu_before;
         let times: Vec<String> = times.iter().map(|time| time.as_nanos().to_string()).collect();
@@ -268,9 +307,12 @@ struct Measured {
 }
 
 impl Measured {
-    fn start(name: &'static str, groups: u64, entries: u64, round_bytes: u64) -> Self {
+    fn start(name: &'static str, load: Load, round_bytes: u64) -> Self {
+        let Load { groups, entries, under_way } = load;
+        let numbers = [groups, entries, under_way as u64, round_bytes].map(|n| n.to_string());
         let mut child = Command::new(std::env::current_exe().expect("it runs"))
-            .args(["--serve", name, &groups.to_string(), &entries.to_string(), &round_bytes.to_string()])
+            .args(["--serve", name])
+            .args(numbers)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -309,12 +351,13 @@ impl Drop for Measured {
 }
 
 /// The three in turn, so that the noise of the machine meets all.
-fn appends(name: &str, groups: u64, entries: u64) {
+fn appends(name: &str, load: Load) {
     let turns: usize = std::env::var("PONTOON_BENCH_TURNS").map_or(15, |n| n.parse().expect("a number"));
-    let mut log = Measured::start("log", groups, entries, 0);
+    let mut log = Measured::start("log", load, 0);
     log.turn();
-    let round_bytes = log.written / APPENDS as u64;
-    let [limit, sled] = ["limit", "sled"].map(|name| Measured::start(name, groups, entries, round_bytes));
+    let rounds = APPENDS + usize::from(load.under_way > 1);
+    let round_bytes = log.written / rounds as u64;
+    let [limit, sled] = ["limit", "sled"].map(|name| Measured::start(name, load, round_bytes));
     let mut measured = [log, limit, sled];
     // The first turn of each warms it up.
     for m in &mut measured {
@@ -327,7 +370,7 @@ fn appends(name: &str, groups: u64, entries: u64) {
             measured[(turn + n) % 3].turn();
         }
     }
-    let per_append = (groups * entries) as f64;
+    let per_append = (load.groups * load.entries) as f64;
     let total = per_append * (turns * APPENDS) as f64;
     let ratio = |of: &Measured, what: &dyn Fn(&Measured, usize) -> f64| {
         median((0..turns).map(|turn| what(of, turn) / what(&measured[1], turn)).collect())
@@ -359,7 +402,7 @@ fn reopen_and_compact() {
     for _ in 0..ENTRIES / 1000 {
         log.prepare(1, 1000);
         log.batch.groups[0].compact = None;
-        log.commit();
+        log.commit(1);
     }
     let filled = began.elapsed();
     let index = (log.store.index_bytes() - empty) as f64 / ENTRIES as f64;
@@ -375,11 +418,12 @@ fn reopen_and_compact() {
         store.close();
     }
     let (store, _) = LogStore::open(dir.path(), Options::default()).expect("it was closed in order");
-    let mut log = Log { store, next: vec![], payload, batch: Batch::default(), dir };
+    let mut log =
+        Log { store, next: vec![], payload, batch: Batch::default(), under_way: VecDeque::new(), dir };
     let snapshot = SnapshotMeta { index: LogIndex(ENTRIES / 2), term: Term(1), ..SnapshotMeta::default() };
     log.batch = Batch { groups: vec![GroupWrite { compact: Some(snapshot), ..GroupWrite::default() }] };
     let began = Instant::now();
-    log.commit();
+    log.commit(1);
     let compacted = began.elapsed();
     eprintln!(
         "1,000,000 entries: filled in {filled:.2?} ({} of them moved to sled), opened again in {:.2} s (five times: {reopened:.2?}), 500,000 compacted in {compacted:.2?}, index {index:.1} bytes per entry",
@@ -395,19 +439,19 @@ fn idle_groups() {
     let mut log = Log::open(IDLE + 1);
     let mut limit = Limit::new(64 * (PAYLOAD + 33));
     log.prepare(IDLE + 1, 3);
-    log.commit();
+    log.commit(1);
     let options = Options::default();
     let (mut ours, mut bare, mut segments) = (Vec::new(), Vec::new(), 0);
     for turn in 0..BUSY / 64 {
         log.prepare(1, 64);
         let began = Instant::now();
-        log.commit();
+        log.commit(1);
         ours.push(began.elapsed());
         segments = segments.max(log.store.stats().live_segments);
         if turn % 4 == 0 {
             limit.prepare(1, 64);
             let began = Instant::now();
-            limit.commit();
+            limit.commit(1);
             bare.push(began.elapsed());
         }
     }
@@ -433,20 +477,22 @@ fn idle_groups() {
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     let all: Vec<String> = std::env::args().collect();
-    if let [_, serve_, which, groups, entries, round_bytes] = all.as_slice()
+    if let [_, serve_, which, groups, entries, under_way, round_bytes] = all.as_slice()
         && serve_ == "--serve"
     {
         let number = |text: &String| text.parse::<u64>().expect("the parent gives numbers");
-        return serve(which, number(groups), number(entries), number(round_bytes) as usize);
+        let under_way = number(under_way) as usize;
+        let load = Load { groups: number(groups), entries: number(entries), under_way };
+        return serve(which, load, number(round_bytes) as usize);
     }
     // `cargo test --benches` only wants to know that it runs.
     if std::env::args().any(|arg| arg == "--test") {
         return;
     }
     let wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|arg| name.contains(arg.as_str()));
-    for (name, groups, entries) in CASES {
+    for (name, load) in CASES {
         if wanted(&format!("append {name}")) {
-            appends(name, groups, entries);
+            appends(name, load);
         }
     }
     if wanted("reopen and compact") {

@@ -94,10 +94,20 @@ pub(crate) fn meta_in(
     reader.get(&tables.meta, slot::meta_key(slot))?.map(|bytes| SlotMeta::decode(&bytes)).transpose()
 }
 
+/// Where the cursor stands when everything that a compaction to this revision has given up is gone.
+fn end(revision: i64) -> Revision {
+    Revision { main: revision, sub: u32::MAX }
+}
+
+/// The changes that a compaction to `revision` covers and the background has not come to, if there may be any. It may
+/// rest in the midst of a transaction.
+pub(crate) fn left(slot: u64, cursor: Revision, revision: i64) -> Option<(Bound<ShortKey>, Bound<ShortKey>)> {
+    (cursor < end(revision)).then(|| between(slot, cursor, revision))
+}
+
 /// The changes after a cursor, up to and including a revision.
 pub(crate) fn between(slot: u64, after: Revision, upto: i64) -> (Bound<ShortKey>, Bound<ShortKey>) {
-    let last = Revision { main: upto, sub: u32::MAX };
-    (Bound::Excluded(keys::history_key(slot, after)), Bound::Included(keys::history_key(slot, last)))
+    (Bound::Excluded(keys::history_key(slot, after)), Bound::Included(keys::history_key(slot, end(upto))))
 }
 
 /// One step; true if there is more to do.
@@ -109,10 +119,8 @@ pub(crate) fn step(tables: &Tables, physical: &Physical, records_max: usize) -> 
     let mut batch = tables.db.batch();
     let mut index_key = Vec::new();
     let mut more = false;
-    if cursor.revision.main < wanted {
-        for (seen, guard) in
-            snapshot.range(&tables.history, between(slot, cursor.revision, wanted)).enumerate()
-        {
+    if let Some(left) = left(slot, cursor.revision, wanted) {
+        for (seen, guard) in snapshot.range(&tables.history, left).enumerate() {
             if seen == records_max {
                 more = true;
                 break;
@@ -139,7 +147,7 @@ pub(crate) fn step(tables: &Tables, physical: &Physical, records_max: usize) -> 
             cursor.revision = revision;
         }
         if !more {
-            cursor.revision = Revision { main: wanted, sub: u32::MAX };
+            cursor.revision = end(wanted);
         }
         batch.insert(&tables.meta, slot::cursor_key(slot), cursor.encode());
         batch.commit()?;

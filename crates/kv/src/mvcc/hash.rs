@@ -50,8 +50,7 @@ pub(crate) fn versions(picture: &Picture<'_>, upto: i64) -> Result<u64, StoreErr
         hash = hash.wrapping_add(version_hash(keys::revision_of(&key)?, &record));
     }
     let cursor = compaction::cursor(&picture.snapshot, t, slot)?.revision;
-    if cursor.main < picture.meta.compact_revision {
-        let given_up = compaction::between(slot, cursor, picture.meta.compact_revision);
+    if let Some(given_up) = compaction::left(slot, cursor, picture.meta.compact_revision) {
         for guard in picture.snapshot.range(&t.history, given_up) {
             let (key, record) = guard.into_inner()?;
             let version = Version::decode(&record)?;
