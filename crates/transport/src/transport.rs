@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use pontoon_proto::peer::v1 as pb;
-use pontoon_raft_core::message::{Body, Entries, Message};
+use pontoon_raft_core::message::{Body, Message};
 use pontoon_raft_core::types::{GroupId, StoreId};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
@@ -239,7 +239,7 @@ impl Transport {
         self.shared.acceptor.close(store);
     }
 
-    /// Sends a message of `group`: appends with entries on the log lane, all else on the control lane. Never waits.
+    /// Sends a message of `group`: appends on the log lane, all else on the control lane. Never waits.
     /// A message to a store that is no peer is thrown away.
     pub fn send(&self, to: StoreId, group: GroupId, message: Message) {
         self.send_all(to, [(group, message)]);
@@ -259,7 +259,11 @@ impl Transport {
             }
             match Beat::of(group, &message) {
                 Some(beat) => beats::gather(&mut control, beat),
-                None if carries_entries(&message) => log.push(Item::Raft(group, message)),
+                // Those without entries too: a leader asks by one whether all that it sent has arrived, and if that
+                // overtook what it asks about, the answer would be no.
+                None if matches!(message.body, Body::AppendEntries(_)) => {
+                    log.push(Item::Raft(group, message))
+                }
                 None => control.push(Item::Raft(group, message)),
             }
         }
@@ -365,13 +369,5 @@ impl Transport {
     /// is dropped and reported. Final.
     pub fn shutdown(&self) {
         self.shared.stop.cancel();
-    }
-}
-
-fn carries_entries(message: &Message) -> bool {
-    let Body::AppendEntries(append) = &message.body else { return false };
-    match &append.entries {
-        Entries::Interval { last, .. } => *last > append.prev_log_index,
-        Entries::Inline(entries) => !entries.is_empty(),
     }
 }

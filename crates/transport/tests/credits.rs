@@ -146,7 +146,11 @@ fn a_new_stream_has_credits_of_its_own() {
     assert!(held(&slow) <= CREDITS + (ENTRY_BYTES as u64 + 200));
     eventually("all of it", || {
         slow.host.with(|log| log.permits.drain(..).for_each(drop));
-        let new = |message| entries_of(message).first().is_some_and(|entry| entry.index.0 > 200);
-        slow.host.with(|log| log.received.iter().filter(|(.., message)| new(message)).count()) == 400
+        let new = |log: &mut Log| {
+            let new =
+                log.received.iter().filter(|r| entries_of(&r.2).first().is_some_and(|e| e.index.0 > 200));
+            new.count()
+        };
+        slow.host.with(new) == 400
     });
 }
