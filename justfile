@@ -37,6 +37,12 @@ weather test *flags:
     cargo build --release --locked -p pontoon-server -p pontoon-sim
     target/release/pontoon-torture weather {{test}} {{flags}}
 
+# The same in containers on a network of their own: stores are cut off, paused, killed, replaced, added and removed.
+containers:
+    deploy/local-image pontoon:local
+    cargo build --release --locked -p pontoon-server -p pontoon-sim
+    target/release/pontoon-torture containers --image pontoon:local
+
 # Loads a running cluster (`pontoon dev`, or etcd) with 1, 64 and 256 clients in turn.
 bench endpoints="127.0.0.1:2379,127.0.0.1:22379,127.0.0.1:32379" duration="10s":
     cargo build --release --locked -p pontoon-server

@@ -262,7 +262,7 @@ impl Transport {
                 // Those without entries too: a leader asks by one whether all that it sent has arrived, and if that
                 // overtook what it asks about, the answer would be no.
                 None if matches!(message.body, Body::AppendEntries(_)) => {
-                    log.push(Item::Raft(group, message))
+                    log.push(Item::Raft(group, message));
                 }
                 None => control.push(Item::Raft(group, message)),
             }

@@ -22,6 +22,8 @@ pub(crate) enum Command {
     Memory(MemoryArguments),
     /// Slow links, slow stores and floods, and what they cost the others.
     Weather(super::weather::WeatherArguments),
+    /// Stores in containers on a network of their own: cut off, paused, killed, replaced, added and removed under load.
+    Containers(ContainerArguments),
     /// Checks a history file again.
     Check(CheckArguments),
     /// Becomes the given program, and dies with the process that started it.
@@ -96,6 +98,26 @@ pub(crate) struct RunArguments {
     /// How long load lasts around the moment when all three stores are killed at once; 0: leave that phase out.
     #[arg(long, default_value_t = 8)]
     pub(crate) all_killed_seconds: u64,
+}
+
+/// A play in containers.
+#[derive(Debug, Args)]
+pub(crate) struct ContainerArguments {
+    /// The image; `deploy/local-image` makes it.
+    #[arg(long, default_value = "pontoon:local")]
+    pub(crate) image: String,
+    /// The pontoon binary, for its commands; default: the one beside this program.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) pontoon: Option<PathBuf>,
+    /// How long a store is cut off, paused or dead.
+    #[arg(long, default_value_t = 4)]
+    pub(crate) away_seconds: u64,
+    /// Clients, each with one call at a time.
+    #[arg(long, default_value_t = 8)]
+    pub(crate) clients: u32,
+    /// Decides what each client does.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
 }
 
 #[derive(Debug, Args)]

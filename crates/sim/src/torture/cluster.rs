@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::args::{ChildArguments, ClusterArguments};
 use super::client::Connection;
+use super::verify::Address;
 
 /// Stores in the cluster.
 pub(crate) const STORES: usize = 3;
@@ -161,6 +162,11 @@ impl Cluster {
 
     pub(crate) fn clients(&self) -> Vec<String> {
         self.stores.iter().map(|store| store.client.clone()).collect()
+    }
+
+    pub(crate) fn addresses(&self) -> Vec<Address> {
+        let address = |store: &Store| Address { name: store.name.clone(), client: store.client.clone() };
+        self.stores.iter().map(address).collect()
     }
 
     pub(crate) fn pid(&self, index: usize) -> Option<u32> {

@@ -65,9 +65,14 @@ fn millis(duration: Duration) -> f64 {
 
 /// The store that says of itself that it leads.
 pub(crate) async fn leader(cluster: &Cluster) -> anyhow::Result<usize> {
+    leader_of(&cluster.clients()).await
+}
+
+/// The same, among stores at these addresses.
+pub(crate) async fn leader_of(addresses: &[String]) -> anyhow::Result<usize> {
     let until = Instant::now() + GAP_MAX;
     while Instant::now() < until {
-        for (index, address) in cluster.clients().iter().enumerate() {
+        for (index, address) in addresses.iter().enumerate() {
             let Ok(mut connection) = Connection::open(address, Duration::from_secs(1)).await else {
                 continue;
             };

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `args` | the command line |
 //! | `cluster` | starts, kills, stops and continues the three stores: Pontoon's, or etcd's for comparison |
+//! | `containers`, `engine` | stores in containers, cut off, paused, killed, replaced, added and removed |
 //! | `client` | one connection to one store; which errors mean that nothing happened |
 //! | `workload` | clients that write unique values, read, swap and delete, and write down what they saw |
 //! | `faults` | the seeded schedule of kills and stops |
@@ -18,6 +19,8 @@
 mod args;
 mod client;
 mod cluster;
+mod containers;
+mod engine;
 mod failover;
 mod faults;
 mod memory;
@@ -41,6 +44,7 @@ pub(crate) async fn main(arguments: Arguments) -> anyhow::Result<bool> {
             None => run::run(&arguments.run).await,
             Some(Command::Failover(failover)) => failover::run(&failover).await,
             Some(Command::Memory(memory)) => memory::run(&memory).await,
+            Some(Command::Containers(containers)) => containers::run(&containers).await,
             Some(Command::Check(check)) => record::check_file(&check.file),
             Some(Command::Weather(weather)) => weather::run(&weather).await,
             Some(Command::Child(_)) => anyhow::bail!("a child is not run from here"),

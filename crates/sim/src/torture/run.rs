@@ -106,7 +106,7 @@ async fn phase(
     println!("\n== {title}");
     summary(&results, &faults, plan);
     records.extend(results.records);
-    let mut findings = verify(cluster, plan, records).await?;
+    let mut findings = verify(&cluster.addresses(), plan, records).await?;
     // On disk first: the checks are the slowest just when something is wrong.
     write_file(&cluster.dir().join(HISTORY), records)?;
     check_history(records, &mut findings);
@@ -151,7 +151,7 @@ fn summary(results: &Results, faults: &FaultLog, plan: &Plan) {
 }
 
 /// The longest time between two neighbours, and when it began; nanoseconds.
-fn longest_gap(mut times: Vec<u64>) -> (f64, f64) {
+pub(super) fn longest_gap(mut times: Vec<u64>) -> (f64, f64) {
     times.sort_unstable();
     let gaps = times.windows(2).map(|pair| (pair[1] - pair[0], pair[0]));
     gaps.max().map_or((0.0, 0.0), |(gap, at)| (gap as f64, at as f64))

@@ -11,7 +11,6 @@ use pontoon_sim::linearizability::{
 };
 
 use super::client::{CallError, Connection};
-use super::cluster::Cluster;
 use super::workload::{FOREIGN, Plan, Recorded};
 
 /// How long the stores may take to agree after the last fault.
@@ -19,6 +18,14 @@ const SETTLE_MAX: Duration = Duration::from_secs(60);
 
 /// At most so many lines for each kind of violation.
 const LINES_MAX: usize = 10;
+
+/// A store that is asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Address {
+    pub(crate) name: String,
+    /// Where clients call, `host:port`.
+    pub(crate) client: String,
+}
 
 /// What the checks found.
 #[derive(Debug, Default)]
@@ -54,14 +61,14 @@ type Content = BTreeMap<Vec<u8>, KeyValue>;
 
 /// Checks what is on the stores against what was acknowledged, and adds what they show now to the history.
 pub(crate) async fn verify(
-    cluster: &Cluster,
+    stores: &[Address],
     plan: &Plan,
     records: &mut Vec<Recorded>,
 ) -> anyhow::Result<Findings> {
     let mut findings = Findings::default();
     let mut connections = Vec::new();
-    for address in cluster.clients() {
-        let connection = Connection::open(&address, Duration::from_secs(20)).await.map_err(failed)?;
+    for store in stores {
+        let connection = Connection::open(&store.client, Duration::from_secs(20)).await.map_err(failed)?;
         connections.push(connection);
     }
     let mut keys_total = 0;
@@ -81,9 +88,9 @@ pub(crate) async fn verify(
             note(plan, records, (number, store, true), (call, at), &content);
             contents.push(content);
         }
-        compare_stores(cluster, label, &contents, &mut findings);
-        lost_writes(cluster, plan, number, records, &contents, &mut findings);
-        hashes(cluster, &mut connections, name, at, &mut findings).await?;
+        compare_stores(stores, label, &contents, &mut findings);
+        lost_writes(stores, plan, number, records, &contents, &mut findings);
+        hashes(stores, &mut connections, name, at, &mut findings).await?;
         keys_total += contents[0].len();
         // One read through the log as well, into the history.
         let call = plan.now();
@@ -148,7 +155,7 @@ fn note(
     }
 }
 
-fn compare_stores(cluster: &Cluster, label: &str, contents: &[Content], findings: &mut Findings) {
+fn compare_stores(stores: &[Address], label: &str, contents: &[Content], findings: &mut Findings) {
     for (index, content) in contents.iter().enumerate().skip(1) {
         let keys = contents[0].keys().chain(content.keys().filter(|key| !contents[0].contains_key(*key)));
         let lines = keys.filter(|key| contents[0].get(*key) != content.get(*key)).map(|key| {
@@ -167,14 +174,14 @@ fn compare_stores(cluster: &Cluster, label: &str, contents: &[Content], findings
             };
             format!("{}: {} / {}", String::from_utf8_lossy(key), show(&contents[0]), show(content))
         });
-        let names = (&cluster.stores[0].name, &cluster.stores[index].name);
+        let names = (&stores[0].name, &stores[index].name);
         findings.violate(&format!("keyspace {label}: {} and {} differ", names.0, names.1), lines);
     }
 }
 
 /// Every acknowledged write to a key that is written once must be there, on every store.
 fn lost_writes(
-    cluster: &Cluster,
+    stores: &[Address],
     plan: &Plan,
     keyspace: u32,
     records: &[Recorded],
@@ -200,15 +207,14 @@ fn lost_writes(
             if there != Some((value, *revision)) {
                 let line = format!(
                     "{key} acknowledged by {} at revision {revision}, there: {there:?}",
-                    cluster.stores[record.store].name
+                    stores[record.store].name
                 );
                 lost.entry(store).or_default().push(line);
             }
         }
     }
     for (store, lines) in lost {
-        findings
-            .violate(&format!("acknowledged writes are missing on {}", cluster.stores[store].name), lines);
+        findings.violate(&format!("acknowledged writes are missing on {}", stores[store].name), lines);
     }
     findings.notes.push(format!(
         "keyspace {}: {once} acknowledged writes to keys written once, each looked for on every store",
@@ -223,7 +229,7 @@ fn lost_writes(
 }
 
 async fn hashes(
-    cluster: &Cluster,
+    stores: &[Address],
     connections: &mut [Connection],
     keyspace: Option<&str>,
     at: i64,
@@ -236,10 +242,10 @@ async fn hashes(
         hashes.push((response.hash, response.compact_revision));
     }
     if hashes.windows(2).any(|pair| pair[0] != pair[1]) {
-        let shown =
-            cluster.stores.iter().zip(&hashes).map(|(store, (hash, compacted))| {
-                format!("{}: {hash:08x} (compacted {compacted})", store.name)
-            });
+        let shown = stores
+            .iter()
+            .zip(&hashes)
+            .map(|(store, (hash, compacted))| format!("{}: {hash:08x} (compacted {compacted})", store.name));
         findings.violate(&format!("keyspace {label}: HashKV at revision {at} differs"), shown);
     } else {
         let (hash, _) = hashes.first().context("there are stores")?;
