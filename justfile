@@ -32,6 +32,11 @@ torture seconds="60" seed="1":
     cargo build --release --locked -p pontoon-server -p pontoon-sim
     target/release/pontoon-torture --pontoon target/release/pontoon --seconds {{seconds}} --seed {{seed}}
 
+# What slow links, slow stores and floods cost the others: slow-follower, control, giant-entries, classes, overhead.
+weather test *flags:
+    cargo build --release --locked -p pontoon-server -p pontoon-sim
+    target/release/pontoon-torture weather {{test}} {{flags}}
+
 # The same in containers on a network of their own: stores are cut off, paused, killed, replaced, added and removed.
 containers:
     deploy/local-image pontoon:local
@@ -123,6 +128,10 @@ small-disk:
 # Fuzzes the opening of a log store (needs a nightly compiler and cargo-fuzz). No single allocation may have 64 MiB.
 fuzz-storage seconds="300":
     cargo +nightly fuzz run open -- -max_total_time={{seconds}} -rss_limit_mb=1024 -malloc_limit_mb=64
+
+# Fuzzes the gate for what peers send, likewise.
+fuzz-transport seconds="300":
+    cargo +nightly fuzz run gate -- -max_total_time={{seconds}} -rss_limit_mb=1024 -malloc_limit_mb=64
 
 # The Raft core in memory; beside raft-rs and openraft in one run (a crate outside the workspace, which compiles for minutes).
 bench-raft:

@@ -4,8 +4,13 @@
 //! can hold. So the receiver says, for each stream, up to which byte of the stream its sender may go. These offsets only grow,
 //! so it does not matter if one is lost, repeated or late; what a sender may send, or has sent and is not processed, is its
 //! *window*, and the windows of all senders together stay within the budget (C1).
+//!
+//! A sender whose next message is larger than its window, or that has no window because there was no room for one, *starves*,
+//! and says what it wants. Who starves is served first, in turn, and meanwhile the windows of the others shrink to what is fair:
+//! room comes from what is processed. Where there is none, because windows are open that nobody uses, one message at a time goes
+//! beyond: the bound is the budget and one message.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// The windows of all streams into one store.
 ///
@@ -15,6 +20,9 @@ use std::collections::BTreeMap;
 pub struct Credits {
     budget_bytes: u64,
     floor_bytes: u64,
+    message_bytes: u64,
+    /// Streams that want more than they have, first come, first served.
+    starving: VecDeque<u64>,
     windows: BTreeMap<u64, Window>,
     /// Received on streams that are closed, and not processed.
     draining: u64,
@@ -30,6 +38,8 @@ struct Window {
     size: u64,
     /// Its sender has used most of it.
     pressed: bool,
+    /// The offset that its sender cannot do without; not above `granted`: it has what it needs.
+    wanted: u64,
 }
 
 impl Window {
@@ -42,11 +52,13 @@ impl Window {
 const WINDOW_PART: u64 = 8;
 
 impl Credits {
-    /// Credits for `budget_bytes`, of which each stream has at least `floor_bytes` while there is room for that.
+    /// Credits for `budget_bytes`, of which each stream has at least `floor_bytes` while there is room for that. No message is
+    /// larger than `message_bytes`.
     #[must_use]
-    pub fn new(budget_bytes: u64, floor_bytes: u64) -> Self {
+    pub fn new(budget_bytes: u64, floor_bytes: u64, message_bytes: u64) -> Self {
         let floor_bytes = floor_bytes.min(budget_bytes / 4).max(1);
-        Self { budget_bytes, floor_bytes, windows: BTreeMap::new(), draining: 0, next: 0 }
+        let (starving, windows) = (VecDeque::new(), BTreeMap::new());
+        Self { budget_bytes, floor_bytes, message_bytes, starving, windows, draining: 0, next: 0 }
     }
 
     /// A stream opens. Returns its name and the offset that its sender may go to.
@@ -56,6 +68,38 @@ impl Credits {
         let granted = self.floor_bytes.min(self.left());
         self.windows.insert(stream, Window { granted, size: granted, ..Window::default() });
         (stream, granted)
+    }
+
+    /// The sender's next message ends at this offset of its stream, and it may not go so far. See [`Credits::next_grant`].
+    pub fn wants(&mut self, stream: u64, offset: u64) {
+        let Some(window) = self.windows.get_mut(&stream) else { return };
+        // Whoever says more than one message than it has sent does not tell the truth.
+        let most = window.received.saturating_add(self.message_bytes.max(self.floor_bytes));
+        window.wanted = window.wanted.max(offset.min(most));
+        if window.wanted > window.granted && !self.starving.contains(&stream) {
+            self.starving.push_back(stream);
+        }
+    }
+
+    /// Serves the next stream that starves, if there is room for it: its name, and the offset that its sender may go to now.
+    /// To be called until there is none, after each call of [`Credits::wants`], [`Credits::processed`] and [`Credits::close`].
+    pub fn next_grant(&mut self) -> Option<(u64, u64)> {
+        while let Some(stream) = self.starving.front().copied() {
+            let (left, overdrawn) = (self.left(), self.committed_bytes() > self.budget_bytes);
+            if let Some(window) = self.windows.get_mut(&stream)
+                && window.wanted > window.granted
+            {
+                if window.wanted - window.granted > left && overdrawn {
+                    return None;
+                }
+                window.granted = window.wanted;
+                window.size = window.size.max(self.floor_bytes);
+                self.starving.pop_front();
+                return Some((stream, self.windows[&stream].granted));
+            }
+            self.starving.pop_front();
+        }
+        None
     }
 
     /// Bytes came in. Returns whether the sender was allowed to send them.
@@ -89,12 +133,17 @@ impl Credits {
         let (streams, floor, budget) = (self.windows.len() as u64, self.floor_bytes, self.budget_bytes);
         let window = self.windows.get_mut(&stream)?;
         let fair = (budget - budget / 4) / streams.max(1);
-        let widest = fair.min(budget / WINDOW_PART).max(floor);
+        // While somebody starves, nobody has more than what is fair, nor than the least.
+        let widest = if self.starving.is_empty() {
+            fair.min(budget / WINDOW_PART).max(floor)
+        } else {
+            fair.min(floor)
+        };
         // Twice what it had, if it needed that, and no more than half of what is left beyond the reserve.
         let wanted = if window.pressed { window.size.saturating_mul(2) } else { window.size };
         let room = left.saturating_sub(reserve) / 2;
         let most = (window.open() + room).max(floor.min(window.open() + left));
-        let target = wanted.clamp(floor, widest).min(most);
+        let target = wanted.clamp(floor.min(widest), widest).min(most);
         let granted = window.processed + target;
         let news = granted.saturating_sub(window.granted);
         // A message for every few bytes would be noise.
@@ -118,7 +167,7 @@ impl Credits {
         self.draining + self.windows.values().map(|window| window.open()).sum::<u64>()
     }
 
-    /// The bound of [`Credits::committed_bytes`].
+    /// The bound of [`Credits::committed_bytes`], but for one message.
     #[must_use]
     pub const fn budget_bytes(&self) -> u64 {
         self.budget_bytes
@@ -153,6 +202,46 @@ mod tests {
         *state >> 33
     }
 
+    /// A sender with a message that does not fit into its window gets room for it, and so does one that found none when it
+    /// came; though the others would like to have everything.
+    #[test]
+    fn nobody_starves() {
+        for (budget, message) in [(1 << 20, 600 << 10), (1 << 20, 3 << 20)] {
+            let mut credits = Credits::new(budget, 64 << 10, message);
+            let greedy: Vec<_> = (0..16).map(|_| credits.open()).collect();
+            let (late, none) = credits.open();
+            assert!(none < 64 << 10, "there is no room left");
+            let mut state: BTreeMap<u64, (u64, u64)> = greedy.iter().map(|(s, a)| (*s, (*a, 0))).collect();
+            let mut allowed = none;
+            credits.wants(late, message);
+            credits.wants(late, u64::MAX);
+            for _ in 0..200 {
+                for (stream, (granted, sent)) in &mut state {
+                    let bytes = *granted - *sent;
+                    if bytes > 0 {
+                        assert!(credits.received(*stream, bytes));
+                        *sent = *granted;
+                        *granted = credits.processed(*stream, bytes).unwrap_or(*granted);
+                    } else {
+                        credits.wants(*stream, *sent + (1 << 10));
+                    }
+                    assert!(credits.committed_bytes() <= budget + message);
+                }
+                while let Some((stream, offset)) = credits.next_grant() {
+                    assert!(credits.committed_bytes() <= budget + message);
+                    if stream == late {
+                        allowed = offset;
+                    } else {
+                        state.get_mut(&stream).unwrap().0 = offset;
+                    }
+                }
+            }
+            assert_eq!(allowed, message, "it may send its message, and no more than that");
+            assert!(credits.received(late, message));
+            assert!(credits.processed(late, message).is_some());
+        }
+    }
+
     /// T9 in small: whoever sends and however fast, what is received and not processed stays within the budget, together with
     /// what may still come.
     #[test]
@@ -160,7 +249,7 @@ mod tests {
         for seed in 0..200 {
             let mut state = seed;
             let budget = 1 << 20;
-            let mut credits = Credits::new(budget, 4 << 10);
+            let mut credits = Credits::new(budget, 4 << 10, 64 << 10);
             let mut senders: Vec<Sender> = Vec::new();
             for _ in 0..2_000 {
                 let at = random(&mut state) as usize % senders.len().max(1);
@@ -202,7 +291,7 @@ mod tests {
     #[test]
     fn a_window_grows_by_use_and_newcomers_find_their_floor() {
         let floor = 256 << 10;
-        let mut credits = Credits::new(64 << 20, floor);
+        let mut credits = Credits::new(64 << 20, floor, 16 << 20);
         let (busy, mut allowed) = credits.open();
         let mut sent = 0;
         for _ in 0..20 {

@@ -3,7 +3,8 @@
 //! A disk that **hangs** is told by a sync that has been under way for longer than the group's election timer. The leader
 //! asks its best follower to lead; if it still leads after twice the timer it steps down, and whoever can stands for
 //! election. While the disk hangs, this replica starts no election, and takes no leadership that is offered. Messages go
-//! in and out as ever; the core holds back what the disk does not confirm. When the sync is done, so is all this.
+//! in and out as ever; the core holds back what the disk does not confirm. When the sync is done, so is all this. Silent groups
+//! are woken for it, a few at a time (`waking.rs`), so a store whose disk hangs ends up leading nothing.
 //!
 //! A disk with **no room** takes no new commands. Its leader asks the other voters to lead, one after the other: which of
 //! them have room, it cannot know, but one that has none does not take over. Commands wait meanwhile; if nobody takes
@@ -83,7 +84,7 @@ pub(crate) struct HandOver {
 pub(crate) fn tick(host: &mut GroupHost, now: u64, disk: DiskHealth) {
     if !disk.hangs(host) {
         if std::mem::take(&mut host.hand_over.hang_told) {
-            tracing::info!(group = %host.shared.id, "the disk syncs again");
+            tracing::debug!(group = %host.shared.id, "the disk syncs again");
         }
         host.hand_over.hold_until = None;
         host.core.tick(now);
@@ -96,7 +97,7 @@ pub(crate) fn tick(host: &mut GroupHost, now: u64, disk: DiskHealth) {
         return;
     }
     if !std::mem::replace(&mut host.hand_over.hang_told, true) {
-        tracing::warn!(group = %host.shared.id, pending_ms = disk.pending_ms, "the disk hangs: somebody else should lead");
+        tracing::debug!(group = %host.shared.id, pending_ms = disk.pending_ms, "the disk hangs: somebody else should lead");
     }
     host.core.tick(now);
     if disk.pending_ms > 2 * timer {

@@ -26,6 +26,7 @@ pub mod state_machine;
 pub mod status;
 mod timers;
 mod tokens;
+mod waking;
 mod work_class;
 
 pub use config::NodeConfig;

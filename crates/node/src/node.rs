@@ -32,6 +32,7 @@ use crate::shared::GroupShared;
 use crate::state_machine::StateMachine;
 use crate::status::GroupStatus;
 use crate::timers::Timers;
+use crate::waking::Waking;
 use crate::work_class;
 
 /// Elastic commands of this store's callers may take this part of the budget of waiting commands.
@@ -176,6 +177,7 @@ impl Node {
                     dirty: Vec::new(),
                     permits: Vec::new(),
                     doubts: Arc::clone(&doubts),
+                    waking: Waking::default(),
                     member_events: member_events.clone(),
                     failed: false,
                 };
@@ -340,6 +342,7 @@ impl Node {
                 .config
                 .quiesce_after
                 .map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+            align_heartbeats: true,
             ..CoreConfig::default()
         };
         let in_doubt = inner.doubts.in_doubt();

@@ -38,11 +38,15 @@ use crate::routing::{RETRY_MS, ask_relayed, finish_read, start_reads};
 use crate::shared::ReadResult;
 use crate::status::GroupStatus;
 use crate::timers::Timers;
+use crate::waking::Waking;
 
 /// How many inputs one round takes at most: enough to fill a disk sync, few enough that timers are not late.
 const ROUND_INPUTS_MAX: usize = 1024;
 /// How often one round looks at a group at most.
 const LOOKS_PER_ROUND: usize = 4;
+/// How many groups one turn of the loop ticks at most: heartbeats of all groups are due together, and commands should not wait
+/// behind all of them.
+const TICKS_PER_TURN: usize = 256;
 /// What relayed commands of one group may hold while they wait for the sync before theirs. Their senders have budgets
 /// of their own; this is for a sender that lies.
 const RELAYED_BYTES_MAX: usize = 64 << 20;
@@ -117,6 +121,8 @@ pub(crate) enum Input {
     },
     /// Flow control was switched: all groups are to be looked at.
     FlowSwitched,
+    /// The store's disk hangs.
+    DiskHangs,
     Open {
         host: Box<GroupHost>,
     },
@@ -174,6 +180,8 @@ pub(crate) struct Shard {
     /// is slow takes less, rather than gathering it in memory.
     pub(crate) permits: Vec<Arc<ReceivePermit>>,
     pub(crate) doubts: Arc<Doubts>,
+    /// Groups that a store's loss or return concerns.
+    pub(crate) waking: Waking,
     /// Where the ends of changes of members are told.
     pub(crate) member_events: broadcast::Sender<(GroupId, ServerChangeDone)>,
     pub(crate) failed: bool,
@@ -188,7 +196,7 @@ impl Shard {
         tokio::pin!(sleep);
         let mut armed = None;
         loop {
-            let next = self.timers.next();
+            let next = [self.timers.next(), self.waking.next()].into_iter().flatten().min();
             if next != armed {
                 armed = next;
                 if let Some(at) = next {
@@ -214,7 +222,10 @@ impl Shard {
                 self.handle(now, input);
             }
             let disk = DiskHealth::of(&self.log);
-            while let Some(group) = self.timers.pop_expired(now) {
+            self.look_at_disk(disk);
+            self.wake_some(now);
+            for _ in 0..TICKS_PER_TURN {
+                let Some(group) = self.timers.pop_expired(now) else { break };
                 if let Some(host) = self.groups.get_mut(&group) {
                     self.failures.tick(host, now, disk);
                     mark(&mut self.dirty, host);
@@ -280,13 +291,14 @@ impl Shard {
                 }
             }
             Input::LinkDown { store, refused } => self.link_down(now, store, refused),
-            Input::LinkUp { store } => self.link_up(now, store),
+            Input::LinkUp { store } => self.link_up(store),
             Input::Reports { reports } => self.reports(now, reports),
             Input::TokensFor { groups } => {
                 for group in groups {
                     self.tokens_for(group);
                 }
             }
+            Input::DiskHangs => self.disk_hangs(),
             Input::FlowSwitched => {
                 let all: Vec<_> = self.groups.keys().copied().collect();
                 for group in all {
@@ -482,33 +494,6 @@ impl Shard {
         mark(&mut self.dirty, host);
     }
 
-    fn link_down(&mut self, now: u64, store: StoreId, refused: bool) {
-        for host in self.groups.values_mut() {
-            let peers = if host.core.is_leader() { peers_on(host, store) } else { Vec::new() };
-            host.flow.link_lost(&self.flow, now, &peers);
-            if host.core.leader().is_some_and(|leader| leader.store == store) {
-                if refused {
-                    host.core.leader_lost(now);
-                } else {
-                    host.core.wake(now);
-                }
-                mark(&mut self.dirty, host);
-            }
-        }
-    }
-
-    /// What was under way on the old link does not arrive any more.
-    fn link_up(&mut self, now: u64, store: StoreId) {
-        for host in self.groups.values_mut() {
-            if host.core.is_leader() {
-                for peer in peers_on(host, store) {
-                    host.core.link_established(now, peer);
-                }
-                mark(&mut self.dirty, host);
-            }
-        }
-    }
-
     fn send_snapshot(&mut self, group: GroupId, to: ReplicaId, meta: SnapshotMeta, reader: SnapshotBox) {
         let Some(host) = self.groups.get_mut(&group) else { return };
         if !host.core.is_leader() {
@@ -554,6 +539,7 @@ impl Shard {
         for group in std::mem::take(&mut self.dirty) {
             let Some(host) = self.groups.get_mut(&group) else { continue };
             host.dirty = false;
+            self.waking.tell(host, now);
             if host.retry_at.is_some_and(|at| at <= now) {
                 host.retry_at = None;
             }
@@ -730,7 +716,7 @@ fn set_timer(timers: &mut Timers, host: &GroupHost) {
     timers.set(host.shared.id, deadlines.into_iter().flatten().min().map(|at| at.max(hold)));
 }
 
-fn peers_on(host: &GroupHost, store: StoreId) -> Vec<ReplicaId> {
+pub(crate) fn peers_on(host: &GroupHost, store: StoreId) -> Vec<ReplicaId> {
     host.core.configuration().members().into_iter().filter(|r| r.store == store).collect()
 }
 

@@ -47,6 +47,10 @@ pub struct Config {
     /// Fall silent after this many milliseconds without anything to do; `None`: never. The host must then call
     /// `Group::leader_lost` when the leader's store dies. Too small: wake-up traffic; too large: idle heartbeats.
     pub quiesce_after_ms: Option<u64>,
+    /// Heartbeats go out when `now` passes a multiple of their interval, so those of all groups of a host with one timer leave
+    /// together and can share a message. The first one after an election or a silence comes sooner for that, none ever later.
+    /// Off: each group counts from its own beginning.
+    pub align_heartbeats: bool,
     /// How much this replica wants to lead, 0 to [`PRIORITY_MAX`]: it waits (100 - priority) % of T longer before it
     /// campaigns. 100 for all is the default.
     pub priority: u32,
@@ -66,6 +70,7 @@ impl Default for Config {
             check_quorum: true,
             lease_margin_ms: None,
             quiesce_after_ms: None,
+            align_heartbeats: false,
             priority: PRIORITY_MAX,
         }
     }

@@ -78,7 +78,7 @@ impl Raft {
             followers: BTreeMap::new(),
             since: now,
             round: 0,
-            heartbeat_due: now.saturating_add(self.heartbeat_ms()),
+            heartbeat_due: self.next_heartbeat(),
             reads: LeaderReads::default(),
             transfer: None,
             lease: Lease::default(),
@@ -289,7 +289,7 @@ impl Raft {
     }
 
     pub(crate) fn tick_leader(&mut self) {
-        let (now, interval) = (self.now, self.heartbeat_ms());
+        let (now, next) = (self.now, self.next_heartbeat());
         let RoleState::Leader(leader) = &mut self.role else { return };
         if leader.transfer.is_some_and(|transfer| now >= transfer.deadline) {
             leader.transfer = None;
@@ -297,7 +297,7 @@ impl Raft {
         if now < leader.heartbeat_due {
             return;
         }
-        leader.heartbeat_due = now.saturating_add(interval);
+        leader.heartbeat_due = next;
         if self.config.check_quorum && !self.hears_quorum() {
             // Somebody else may lead by now, and nothing can be committed here (thesis 6.2).
             // It stands again at once, as ovsdb's do: with pre-vote that disturbs nobody, and if nobody else stood

@@ -162,6 +162,13 @@ impl Raft {
         (self.election_timer_ms / 10).max(HEARTBEAT_MS_MIN)
     }
 
+    /// When the next heartbeats are due after some at this moment.
+    pub(crate) fn next_heartbeat(&self) -> u64 {
+        let interval = self.heartbeat_ms();
+        let since = if self.config.align_heartbeats { self.now - self.now % interval } else { self.now };
+        since.saturating_add(interval)
+    }
+
     /// Time never runs backwards here, whatever the caller says.
     pub(crate) fn told(&mut self, now: u64) {
         self.now = self.now.max(now);

@@ -133,7 +133,7 @@ struct LinkMetric {
     value: fn(&LinkStatus) -> f64,
 }
 
-const LINK_METRICS: [LinkMetric; 8] = [
+const LINK_METRICS: [LinkMetric; 9] = [
     LinkMetric {
         name: "peer_link_up",
         help: "1 while the connection is open and greeted",
@@ -181,6 +181,12 @@ const LINK_METRICS: [LinkMetric; 8] = [
         help: "Bytes given to the connection that the peer has not acknowledged",
         counts: false,
         value: |l| l.in_flight_bytes as f64,
+    },
+    LinkMetric {
+        name: "peer_link_credit_bytes",
+        help: "What the peer lets this store send before it has processed more (out, log lane); +Inf: no bound",
+        counts: false,
+        value: |l| l.credit_bytes.map_or(f64::INFINITY, |bytes| bytes as f64),
     },
 ];
 

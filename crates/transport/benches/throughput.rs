@@ -1,5 +1,6 @@
 //! Messages and bytes per second between two transports over loopback, beside a bare tonic stream that carries the
-//! same batches and a raw TCP stream of the same bytes, in turn within one run; and the delay of a lone message.
+//! same batches and a raw TCP stream of the same bytes, in turn within one run; the delay of a lone message; and what the
+//! heartbeats of many groups cost, each at its own time and all together.
 //!
 //!     cargo bench -p pontoon-transport --bench throughput [-- SECONDS ROUNDS [NAME]]
 //!
@@ -18,7 +19,7 @@ use bytes::Bytes;
 use pontoon_proto::peer::v1 as pb;
 use pontoon_proto::peer::v1::peer_client::PeerClient;
 use pontoon_proto::peer::v1::peer_server::{Peer, PeerServer};
-use pontoon_raft_core::message::{AppendEntries, Body, Entries, Message};
+use pontoon_raft_core::message::{AppendEntries, Body, Entries, Heartbeat, Message};
 use pontoon_raft_core::types::{Entry, EntryId, GroupId, LogIndex, Payload, ReplicaId, StoreId, Term};
 use pontoon_transport::*;
 use prost::Message as _;
@@ -264,6 +265,39 @@ fn round_trips(a: &Store, b: &Store) -> Vec<Duration> {
     times
 }
 
+/// Groups that beat.
+const BEATING: u64 = 1000;
+/// How often each does.
+const BEAT_EVERY: Duration = Duration::from_millis(100);
+
+/// Frames and bytes per second, and the part of a core, of heartbeats that leave in so many bursts per interval.
+fn heartbeats(a: &Store, b: &Store, bursts: u64, time: Duration) -> (f64, f64, f64) {
+    let link = || {
+        let mut links = b.transport.links().into_iter();
+        let control = |link: &LinkStatus| link.direction == Direction::Inbound && link.lane == Lane::Control;
+        links.find(control).map_or((0, 0), |link| (link.frames, link.bytes))
+    };
+    let heartbeat = |group, round| {
+        let leader_commit = LogIndex(100_000 + round);
+        let body = Body::Heartbeat(Heartbeat { leader_commit, round, quiesce: false });
+        let replica = |store| ReplicaId { store, number: 1 };
+        (GroupId(group), Message { from: replica(A), to: replica(B), term: Term(7), doubt: None, body })
+    };
+    let (before, cpu, start) = (link(), cpu_seconds(), Instant::now());
+    let mut burst = 0;
+    while start.elapsed() < time {
+        let (round, part) = (burst / bursts, burst % bursts);
+        let groups = part * BEATING / bursts..(part + 1) * BEATING / bursts;
+        a.transport.send_all(B, groups.map(|group| heartbeat(group, round)));
+        burst += 1;
+        let due = BEAT_EVERY.mul_f64(burst as f64 / bursts as f64);
+        std::thread::sleep(due.saturating_sub(start.elapsed()));
+    }
+    let (took, after) = (start.elapsed().as_secs_f64(), link());
+    let rate = |of: u64| of as f64 / took;
+    (rate(after.0 - before.0), rate(after.1 - before.1), (cpu_seconds() - cpu) / took)
+}
+
 /// CPU seconds of this process so far, both ends of everything; 0 where the system does not say.
 fn cpu_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
@@ -328,6 +362,17 @@ fn main() -> Outcome<()> {
             all.join(" ")
         );
         medians.push((rate, cpu));
+    }
+    if only.as_ref().is_none_or(|only| "heartbeats".contains(only.as_str())) {
+        for (how, bursts) in [("each at its own time", BEATING), ("all together", 1)] {
+            let (frames, bytes, cpu) = heartbeats(&a, &b, bursts, time);
+            println!(
+                "heartbeats of {BEATING} groups every {BEAT_EVERY:?}, {how}: {frames:.0} frames/s, {:.0} KiB/s, \
+                 {:.1} % of a core at both ends",
+                bytes / 1024.0,
+                cpu * 100.0
+            );
+        }
     }
     if let [ours, bare, _] = medians[..] {
         println!("transport / bare tonic: rate {:.2}, CPU {:.2}", ours.0 / bare.0, ours.1 / bare.1);

@@ -22,6 +22,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::codec::{Incoming, LaneCodec};
+use crate::credit_book::Account;
 use crate::dial::{CONNECTION_WINDOW_BYTES, PROTOCOL_VERSION, STREAM_WINDOW_BYTES};
 use crate::error::Unwelcome;
 use crate::identity::Claim;
@@ -125,6 +126,10 @@ pub(crate) struct Greeted {
     pub(crate) claim: Option<Claim>,
     /// The host has let it act as the store.
     pub(crate) admitted: bool,
+    /// Its optional abilities.
+    pub(crate) features: u64,
+    /// What it may send, on a log lane that has credits.
+    pub(crate) account: Option<Account>,
     stream: u64,
     pub(crate) stop: CancellationToken,
     pub(crate) counters: Arc<ReceiveCounters>,
@@ -286,6 +291,8 @@ impl Acceptor {
             lane,
             claim,
             admitted: false,
+            features: hello.features,
+            account: None,
             stream,
             stop,
             counters,
@@ -329,6 +336,7 @@ impl Acceptor {
             queued_messages: 0,
             queued_bytes: 0,
             in_flight_bytes: 0,
+            credit_bytes: None,
             messages: load(&known.counters.messages),
             frames: load(&known.counters.frames),
             bytes: load(&known.counters.bytes),

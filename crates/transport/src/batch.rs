@@ -10,10 +10,12 @@ use std::task::{Context, Poll, ready};
 
 use pontoon_proto::peer::v1 as pb;
 use pontoon_raft_core::message::{AppendEntries, Body, Entries, Message};
-use pontoon_raft_core::types::{Entry, GroupId};
+use pontoon_raft_core::types::{Entry, GroupId, StoreId};
 use tokio_stream::Stream;
 
 use crate::api::EntrySource;
+use crate::beats::{self, BEAT_BYTES, Beat};
+use crate::receive_budget::{MESSAGE_CHARGE_BYTES, charge};
 use crate::send_queue::{Helping, Item, Room, SendQueue, Sent};
 use crate::wire;
 
@@ -53,10 +55,18 @@ impl FrameStream {
     }
 
     /// Builds a frame of `items` and more from the queue; `None` if all were stale, or the first has no room.
-    fn build(&mut self, ping: Option<u64>, items: Vec<Item>, room: Room) -> Option<pb::LaneFrame> {
+    fn build(
+        &mut self,
+        ping: Option<u64>,
+        wants: Option<u64>,
+        items: Vec<Item>,
+        room: Room,
+        packs: bool,
+    ) -> Option<pb::LaneFrame> {
         let mut frame = Builder {
             frame: pb::LaneFrame {
                 ping,
+                wants: wants.unwrap_or_default(),
                 messages: Vec::with_capacity(items.len()),
                 ..pb::LaneFrame::default()
             },
@@ -64,6 +74,8 @@ impl FrameStream {
             bytes: 0,
             limits: FrameLimits { several: self.limits.several.min(room.bytes), ..self.limits },
             any_one: room.any_one,
+            credit: room.credit,
+            packs,
         };
         let mut waiting = items.into_iter();
         let rest = loop {
@@ -83,7 +95,8 @@ impl FrameStream {
         };
         self.sent.messages = frame.messages as u64;
         self.sent.bytes = frame.bytes as u64;
-        let holds_something = ping.is_some() || frame.messages > 0;
+        self.sent.charge = room.credit - frame.credit;
+        let holds_something = ping.is_some() || wants.is_some() || frame.messages > 0;
         // After the items were taken: what they rest on was durable when they were queued.
         frame.frame.reached = self.entries.durable();
         self.queue.sent(self.epoch, rest.into_iter().chain(waiting), &mut self.sent, holds_something);
@@ -102,8 +115,8 @@ impl Stream for FrameStream {
                 Some(Helping::Hello(hello)) => {
                     return Poll::Ready(Some(pb::LaneFrame { hello: Some(*hello), ..Default::default() }));
                 }
-                Some(Helping::Items { ping, items, room }) => {
-                    if let Some(frame) = this.build(ping, items, room) {
+                Some(Helping::Items { ping, wants, items, room, packs }) => {
+                    if let Some(frame) = this.build(ping, wants, items, room, packs) {
                         return Poll::Ready(Some(frame));
                     }
                 }
@@ -119,6 +132,10 @@ struct Builder {
     limits: FrameLimits,
     /// The first message may be larger than `limits.several`.
     any_one: bool,
+    /// What the peer lets us send yet. Only appends with entries are held to it; nothing else is sent where there is a bound.
+    credit: u64,
+    /// The peer takes [`pb::Beats`].
+    packs: bool,
 }
 
 impl Builder {
@@ -136,6 +153,7 @@ impl Builder {
     fn add(&mut self, item: Item, source: &dyn EntrySource, sent: &mut Sent) -> Option<Item> {
         match item {
             Item::Raft(group, message) => return self.add_raft(group, message, source, sent),
+            Item::Beats(beats) => return self.add_beats(beats),
             Item::Proposal(proposal) => {
                 let bytes = MESSAGE_BYTES + proposal.data.len();
                 if self.has_no_room(bytes) {
@@ -156,6 +174,27 @@ impl Builder {
         None
     }
 
+    fn add_beats(&mut self, beats: Vec<Beat>) -> Option<Item> {
+        let bytes =
+            if self.packs { MESSAGE_BYTES + beats.len() * BEAT_BYTES } else { beats.len() * MESSAGE_BYTES };
+        if self.has_no_room(bytes) {
+            return Some(Item::Beats(beats));
+        }
+        if self.packs {
+            self.frame.beats.push(beats::to_wire(self.frame.messages.len(), &beats));
+        } else {
+            // Only the replicas' numbers are on the wire.
+            let ends = wire::Ends { from: StoreId(0), to: StoreId(0) };
+            self.frame.messages.extend(beats.iter().map(|beat| {
+                let (group, message) = beat.message(ends);
+                wire::message_to_wire(group, message, Vec::new())
+            }));
+        }
+        self.messages += beats.len();
+        self.bytes += bytes;
+        None
+    }
+
     fn add_raft(
         &mut self,
         group: GroupId,
@@ -167,6 +206,7 @@ impl Builder {
         let entries = match &mut message.body {
             Body::AppendEntries(append) => {
                 let room = self.limits.several.saturating_sub(self.bytes) as u64;
+                let room = room.min(self.credit.saturating_sub(MESSAGE_CHARGE_BYTES));
                 let Some(entries) = read(group, append, source, room) else {
                     sent.cancelled += 1;
                     return None;
@@ -178,13 +218,19 @@ impl Builder {
                     sent.lost.push(group);
                     return None;
                 }
-                if self.has_no_room(bytes) {
+                let charge = charge(&entries);
+                let starved = charge > self.credit;
+                if starved {
+                    sent.starved = Some(charge);
+                }
+                if starved || self.has_no_room(bytes) {
                     if let Entries::Inline(place) = &mut append.entries {
                         *place = entries;
                     }
                     return Some(Item::Raft(group, message));
                 }
                 rest = remainder(append, &entries);
+                self.credit -= charge;
                 self.bytes += bytes - MESSAGE_BYTES;
                 sent.appends.push(group);
                 entries

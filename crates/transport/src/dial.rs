@@ -92,6 +92,8 @@ pub(crate) struct Session {
     pub(crate) incarnation: u64,
     /// Its optional abilities.
     pub(crate) features: u64,
+    /// How far it lets us send at first; `None`: without bounds.
+    pub(crate) credit: Option<u64>,
     /// What the peer says of its data directory.
     pub(crate) claim: Option<Claim>,
     _client: PeerClient<Channel>,
@@ -158,7 +160,9 @@ pub(crate) async fn open_lane(
     let (mut client, kill) =
         connect(&address, config.tls.as_ref(), config.limits.message_bytes_max, None).await?;
     let mut replies = client.lane(frames).await?.into_inner();
-    let ack = replies.message().await?.and_then(|r| r.hello_ack).ok_or(DialError::NoAnswer)?;
+    let first = replies.message().await?.ok_or(DialError::NoAnswer)?;
+    let credit = first.credit;
+    let ack = first.hello_ack.ok_or(DialError::NoAnswer)?;
     let expected_one = ack.cluster == config.cluster && ack.store == expected.0;
     if ack.refusal() == pb::Refusal::Fenced && expected_one {
         return Err(DialError::Fenced { reason: cut(ack.reason) });
@@ -181,6 +185,7 @@ pub(crate) async fn open_lane(
         name: cut(ack.name),
         incarnation: ack.incarnation,
         features: ack.features,
+        credit,
         claim: Claim::from_wire(ack.lineage, ack.incarnation),
         _client: client,
         _kill: kill,

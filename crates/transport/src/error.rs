@@ -110,6 +110,12 @@ pub enum WireError {
         /// The most that is allowed.
         max: u64,
     },
+    /// The columns of beats do not fit each other.
+    #[error("there are not as many {what} as there must be")]
+    Columns {
+        /// Which.
+        what: &'static str,
+    },
     /// Terms must not fall within a log, nor pass the sender's own.
     #[error("entry {index} has term {found}, not between {min} and {max}")]
     EntryTerm {

@@ -136,7 +136,7 @@ impl OutboundLane {
     }
 
     pub(crate) fn status(&self) -> LinkStatus {
-        let Held { messages: queued_messages, bytes: queued_bytes, in_flight_bytes, counters } =
+        let Held { messages: queued_messages, bytes: queued_bytes, in_flight_bytes, credit_bytes, counters } =
             self.queue.status();
         let told = lock(&self.told);
         LinkStatus {
@@ -159,6 +159,7 @@ impl OutboundLane {
             queued_messages,
             queued_bytes,
             in_flight_bytes,
+            credit_bytes,
             messages: counters.messages,
             frames: counters.frames,
             bytes: counters.bytes,
@@ -351,7 +352,7 @@ impl Driver {
             Ok(session) => {
                 self.machine.connected(now);
                 // Before `link_up`, so that what is sent from there finds the lane open.
-                self.lane.queue.opened();
+                self.lane.queue.opened(session.features, session.credit);
                 self.session_started = Instant::now();
                 self.refusal_matters = false;
                 let (name, features) = (session.name.clone(), session.features);
@@ -391,6 +392,9 @@ impl Driver {
     fn replied(&mut self, reply: &pb::LaneReply) {
         self.machine.activity(self.now());
         self.lane.queue.acknowledged(reply.received_frames);
+        if let Some(credit) = reply.credit {
+            self.lane.queue.credited(credit);
+        }
         if let Some((ping, second)) = self.challenged
             && reply.pong.is_some_and(|pong| pong >= ping)
         {

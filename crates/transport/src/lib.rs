@@ -86,7 +86,8 @@
 //!   proposal that did not reach the wire is answered with [`ProposalOutcome::NotSent`].
 //! - Messages of one lane arrive in order, except that a stream may break.
 //! - Everything is bounded: send queues in messages and bytes, frames, what is received and not processed, snapshots
-//!   at a time, strangers. A peer that is slow, dead, half-open or lying costs no more than its bounds.
+//!   at a time, strangers. A receiver grants its senders credits, so what all of them bring stays within its budget
+//!   and is not dropped. A peer that is slow, dead, half-open or lying costs no more than its bounds.
 //! - Nothing on the log lane or of a snapshot can delay the control lane: each has its own connection.
 //! - A dead link is found: by its socket, or by a probe on that very connection after an election timer and a second
 //!   of silence, and dropped after the same time again.
@@ -114,24 +115,28 @@
 //! | `transport.rs` | the handle: peers, sending, status, live settings |
 //! | `api.rs` | what the host implements, what travels besides Raft messages |
 //! | `send_queue.rs` | what waits for one store on one lane, and what was lost |
+//! | `beats.rs` | heartbeats of many groups as one message |
 //! | `batch.rs` | which waiting messages form the next frame |
 //! | `lane.rs` | one task per lane: when to dial, probe, drop, report |
 //! | `dial.rs`, `io.rs` | how to connect: a fresh channel over a socket that can be killed |
 //! | `acceptor.rs` | the gRPC service: who may speak, which streams are open |
 //! | `receive.rs`, `receive_budget.rs` | reading the streams of peers within a byte budget |
+//! | `credit_book.rs` | how far each peer may send, so that all together keep to it |
 //! | `identity.rs` | what a hello says of the data directory |
 //! | `wire.rs`, `codec.rs` | protobuf to core types and back, the one gate for foreign data |
 //! | `snapshot_send.rs`, `snapshot_receive.rs`, `snapshot_io.rs` | snapshots on their own connection |
 //!
 //! # What it does not do
-//! It does not know what a message means, retries nothing, and elects nobody. It paces no sender by what the receiver
-//! has admitted (end-to-end flow control is to come). It neither encrypts nor authenticates yet.
+//! It does not know what a message means (but for heartbeats, which it packs), retries nothing, and elects nobody. Which
+//! entries may be sent at all is for its host to say (`pontoon-flow`); here is only what fits on the way.
 
 mod acceptor;
 mod api;
 mod batch;
+mod beats;
 mod codec;
 mod config;
+mod credit_book;
 mod dial;
 mod error;
 mod identity;
@@ -151,7 +156,8 @@ mod wire;
 
 pub use acceptor::{PeerService, incoming, server_builder};
 pub use api::{
-    EntrySource, FEATURE_REPORTS, Inbound, ProposalOutcome, ProposalReply, RelayedProposal, Report,
+    EntrySource, FEATURE_BEATS, FEATURE_CREDITS, FEATURE_REPORTS, Inbound, ProposalOutcome, ProposalReply,
+    RelayedProposal, Report,
 };
 pub use config::{Limits, TransportConfig};
 pub use error::{NotQueued, QueueFull, Refused, Unwelcome, WireError};
@@ -160,3 +166,5 @@ pub use receive_budget::ReceivePermit;
 pub use snapshot_io::{SNAPSHOT_CHUNK_BYTES_MAX, SnapshotReader, SnapshotSink};
 pub use status::{Direction, Lane, LinkErrorKind, LinkStatus};
 pub use transport::Transport;
+#[doc(hidden)]
+pub use wire::pass_gate;

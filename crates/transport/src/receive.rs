@@ -7,18 +7,18 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use pontoon_proto::peer::v1 as pb;
-use pontoon_raft_core::message::{Body, Entries, Message};
+use pontoon_raft_core::message::{AppendEntries, Body, Entries, Message};
 use pontoon_raft_core::types::{GroupId, StoreId};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use crate::acceptor::{Acceptor, Greeted, welcome};
-use crate::api::{FEATURE_REPORTS, ProposalOutcome, ProposalReply, RelayedProposal};
+use crate::api::{FEATURE_CREDITS, FEATURES, ProposalOutcome, ProposalReply, RelayedProposal};
 use crate::codec::Incoming;
 use crate::dial::PROTOCOL_VERSION;
-use crate::receive_budget::{MESSAGE_CHARGE_BYTES, ReceivePermit};
+use crate::receive_budget::{MESSAGE_CHARGE_BYTES, ReceivePermit, charge};
 use crate::send_queue::Item;
 use crate::status::Lane;
 use crate::transport::Shared;
@@ -47,8 +47,8 @@ pub(crate) fn start(
     let (replies, stream) = mpsc::channel(REPLIES_MAX);
     tokio::spawn(async move {
         let mut requests = requests;
-        if let Some(greeted) = hello(&shared, &mut requests, &replies).await {
-            serve(&shared, greeted, requests, replies).await;
+        if let Some((greeted, credit)) = hello(&shared, &mut requests, &replies).await {
+            serve(&shared, greeted, credit, requests, replies).await;
         }
     });
     ReceiverStream::new(stream)
@@ -58,14 +58,14 @@ async fn hello(
     shared: &Arc<Shared>,
     requests: &mut Streaming<Incoming>,
     replies: &Replies,
-) -> Option<Greeted> {
+) -> Option<(Greeted, Option<watch::Receiver<u64>>)> {
     let stranger = Acceptor::stranger(shared);
     let first = tokio::select! {
         biased;
         () = shared.stop.cancelled() => return None,
         first = timeout(HELLO_PATIENCE, requests.message()) => first,
     };
-    let (who, checked) = match first {
+    let (who, mut checked) = match first {
         Ok(Ok(Some(Incoming { frame: Ok(pb::LaneFrame { hello: Some(hello), .. }), .. }))) => {
             let who = (hello.store, wire::cut(hello.name.clone()));
             let checked = if stranger.is_some() {
@@ -93,15 +93,28 @@ async fn hello(
         cluster: shared.config.cluster,
         store: shared.config.store.0,
         name: shared.config.name.clone(),
-        features: FEATURE_REPORTS,
+        features: FEATURES,
         incarnation: shared.incarnation,
         lineage: shared.lineage(),
     };
-    let reply = pb::LaneReply { hello_ack: Some(ack), ..pb::LaneReply::default() };
+    let mut credit = None;
+    if let Ok(greeted) = &mut checked
+        && greeted.lane == Lane::Log
+        && greeted.features & FEATURE_CREDITS != 0
+    {
+        let (account, heard) = shared.credits.open();
+        greeted.account = Some(account);
+        credit = Some(heard);
+    }
+    let reply = pb::LaneReply {
+        hello_ack: Some(ack),
+        credit: credit.as_mut().map(|credit| *credit.borrow_and_update()),
+        ..pb::LaneReply::default()
+    };
     // The channel is new and empty.
     let _ = replies.try_send(Ok(reply));
     match checked {
-        Ok(greeted) => Some(greeted),
+        Ok(greeted) => Some((greeted, credit)),
         Err((refusal, reason)) => {
             if let Some(left_out) = shared.acceptor.refusals.allow() {
                 tracing::warn!(store = %StoreId(who.0), name = who.1, refusal = refusal.as_str_name(), reason,
@@ -115,11 +128,12 @@ async fn hello(
 async fn serve(
     shared: &Arc<Shared>,
     mut greeted: Greeted,
+    mut credit: Option<watch::Receiver<u64>>,
     mut requests: Streaming<Incoming>,
     replies: Replies,
 ) {
     let ends = Ends { from: greeted.store, to: shared.config.store };
-    let mut reader = Reader { frames: 1, unacknowledged: 0, pong: None, bad: 0 };
+    let mut reader = Reader { frames: 1, unacknowledged: 0, pong: None, credit: None, bad: 0 };
     let stop = greeted.stop.clone();
     let mut stopped = pin!(stop.cancelled());
     let ended = loop {
@@ -129,6 +143,16 @@ async fn serve(
             biased;
             () = &mut stopped => break "closed here: replaced by a newer stream, or no longer a peer".to_owned(),
             next = timeout(patience, requests.message()) => next,
+            more = changed(&mut credit) => {
+                reader.credit = Some(more);
+                reader.reply(&replies);
+                continue;
+            }
+            // It was not told because too much else waits for it.
+            Ok(_) = replies.reserve(), if reader.credit.is_some() => {
+                reader.reply(&replies);
+                continue;
+            }
         };
         match next {
             Ok(Ok(Some(incoming))) => {
@@ -150,6 +174,9 @@ async fn serve(
                     }
                     deliver(shared, &greeted, frame);
                 }
+                if let Some(credit) = credit.as_mut().filter(|credit| credit.has_changed().unwrap_or(false)) {
+                    reader.credit = Some(*credit.borrow_and_update());
+                }
                 reader.reply(&replies);
             }
             Ok(Ok(None)) => break "the peer ended the stream".to_owned(),
@@ -161,6 +188,18 @@ async fn serve(
     greeted.ended = Some(ended);
 }
 
+/// The next offset that the peer may go to.
+async fn changed(credit: &mut Option<watch::Receiver<u64>>) -> u64 {
+    // The sender of news is there as long as the account is.
+    if let Some(credit) = credit
+        && credit.changed().await.is_ok()
+    {
+        *credit.borrow_and_update()
+    } else {
+        std::future::pending().await
+    }
+}
+
 struct Reader {
     /// Taken off the stream, the hello included.
     frames: u64,
@@ -168,6 +207,8 @@ struct Reader {
     unacknowledged: usize,
     /// A ping that is not answered yet.
     pong: Option<u64>,
+    /// News of how far the peer may send.
+    credit: Option<u64>,
     bad: u32,
 }
 
@@ -195,6 +236,10 @@ impl Reader {
                 if let Some(left_out) = shared.acceptor.bad_frames.allow() {
                     tracing::warn!(store = %greeted.store, lane = %greeted.lane, %error, left_out, "refused a frame");
                 }
+                if greeted.account.is_some() {
+                    // What it was charged is not known, so the credits of this stream cannot be counted any more.
+                    return Err(format!("closed here: a bad frame: {error}"));
+                }
                 if self.bad >= BAD_FRAMES_MAX {
                     return Err(format!("closed here: {} bad frames, the last: {error}", self.bad));
                 }
@@ -209,20 +254,29 @@ impl Reader {
     }
 
     fn reply(&mut self, replies: &Replies) {
-        if self.pong.is_none() && self.unacknowledged < ACKNOWLEDGE_BYTES {
+        if self.pong.is_none() && self.credit.is_none() && self.unacknowledged < ACKNOWLEDGE_BYTES {
             return;
         }
-        let reply = pb::LaneReply { hello_ack: None, pong: self.pong, received_frames: self.frames };
+        let reply = pb::LaneReply {
+            hello_ack: None,
+            pong: self.pong,
+            received_frames: self.frames,
+            credit: self.credit,
+        };
         // A peer that does not read replies gets them later, all in one.
         if replies.try_send(Ok(reply)).is_ok() {
             self.pong = None;
+            self.credit = None;
             self.unacknowledged = 0;
         }
     }
 }
 
 fn deliver(shared: &Arc<Shared>, greeted: &Greeted, frame: Frame) {
-    let Frame { mut messages, proposals, replies, reports, reached, ping: _ } = frame;
+    let Frame { mut messages, proposals, replies, reports, reached, wants, ping: _ } = frame;
+    if let Some(account) = greeted.account.as_ref().filter(|_| wants > 0) {
+        account.wants(wants);
+    }
     // Before, it is not settled that the process is the store.
     if reached > 0 && greeted.admitted {
         shared.inbound.reached(greeted.store, reached);
@@ -279,8 +333,12 @@ fn take_proposals(shared: &Arc<Shared>, greeted: &Greeted, proposals: Vec<Relaye
 fn admit(shared: &Arc<Shared>, greeted: &Greeted, messages: &mut Vec<(GroupId, Message)>) -> ReceivePermit {
     let budget = &shared.budget;
     let all: u64 = messages.iter().map(|(_, m)| charge_bytes(m)).sum();
+    // Who has credit has room. One that sends more than it may is treated like one that has no credits.
+    if let Some(charge) = greeted.account.as_ref().and_then(|account| account.received(all)) {
+        return budget.take(&greeted.share, all, Some(charge));
+    }
     if budget.has_room(&greeted.share, all, false) {
-        return budget.take(&greeted.share, all);
+        return budget.take(&greeted.share, all, None);
     }
     messages.retain(
         |(_, m)| !matches!(&m.body, Body::AppendEntries(a) if a.entries != Entries::Inline(Vec::new())),
@@ -290,16 +348,12 @@ fn admit(shared: &Arc<Shared>, greeted: &Greeted, messages: &mut Vec<(GroupId, M
         messages.clear();
         return ReceivePermit::default();
     }
-    budget.take(&greeted.share, rest)
+    budget.take(&greeted.share, rest, None)
 }
 
 fn charge_bytes(message: &Message) -> u64 {
-    MESSAGE_CHARGE_BYTES
-        + match &message.body {
-            Body::AppendEntries(append) => match &append.entries {
-                Entries::Inline(entries) => entries.iter().map(|e| e.size_bytes()).sum(),
-                Entries::Interval { .. } => 0,
-            },
-            _ => 0,
-        }
+    match &message.body {
+        Body::AppendEntries(AppendEntries { entries: Entries::Inline(entries), .. }) => charge(entries),
+        _ => MESSAGE_CHARGE_BYTES,
+    }
 }

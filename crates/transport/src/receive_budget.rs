@@ -4,8 +4,18 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use pontoon_raft_core::types::Entry;
+
+use crate::credit_book::Charge;
+
 /// The charge for a message beyond its payload: its place in queues, and the entry headers around small commands.
 pub(crate) const MESSAGE_CHARGE_BYTES: u64 = 128;
+
+/// What an append with these entries is charged. Both ends of a link count in it, so it is part of the protocol
+/// (`peer.proto`, `LaneReply.credit`).
+pub(crate) fn charge(entries: &[Entry]) -> u64 {
+    MESSAGE_CHARGE_BYTES + entries.iter().map(Entry::size_bytes).sum::<u64>()
+}
 
 /// The store's budget.
 ///
@@ -28,6 +38,8 @@ pub(crate) struct PeerShare {
 pub struct ReceivePermit {
     held: Option<(Arc<ReceiveBudget>, Arc<PeerShare>)>,
     bytes: u64,
+    /// What its sender had credit for.
+    charge: Option<Charge>,
 }
 
 impl ReceivePermit {
@@ -46,10 +58,12 @@ impl ReceivePermit {
 
 impl Drop for ReceivePermit {
     fn drop(&mut self) {
+        // Before the credit that it frees is used.
         if let Some((budget, share)) = &self.held {
             budget.used.fetch_sub(self.bytes, Ordering::AcqRel);
             share.used.fetch_sub(self.bytes, Ordering::AcqRel);
         }
+        drop(self.charge.take());
     }
 }
 
@@ -74,10 +88,16 @@ impl ReceiveBudget {
         left == max || bytes <= left && own.saturating_add(bytes) <= left.saturating_mul(2)
     }
 
-    pub(crate) fn take(self: &Arc<Self>, share: &Arc<PeerShare>, bytes: u64) -> ReceivePermit {
+    /// Takes `bytes`, whether or not there is room. `charge`: what of them the sender had credit for.
+    pub(crate) fn take(
+        self: &Arc<Self>,
+        share: &Arc<PeerShare>,
+        bytes: u64,
+        charge: Option<Charge>,
+    ) -> ReceivePermit {
         self.used.fetch_add(bytes, Ordering::AcqRel);
         share.used.fetch_add(bytes, Ordering::AcqRel);
-        ReceivePermit { held: Some((Arc::clone(self), Arc::clone(share))), bytes }
+        ReceivePermit { held: Some((Arc::clone(self), Arc::clone(share))), bytes, charge }
     }
 }
 
@@ -91,7 +111,7 @@ mod tests {
         let (flood, other) = (Arc::new(PeerShare::default()), Arc::new(PeerShare::default()));
         let mut held = Vec::new();
         while budget.has_room(&flood, 100, false) {
-            held.push(budget.take(&flood, 100));
+            held.push(budget.take(&flood, 100, None));
         }
         assert_eq!(budget.used(), 6_000);
         assert!(budget.has_room(&other, 1_000, false));

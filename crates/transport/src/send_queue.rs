@@ -17,7 +17,8 @@ use pontoon_raft_core::message::{Body, Entries, Message};
 use pontoon_raft_core::types::{EntryId, GroupId, Term};
 use tokio::sync::Notify;
 
-use crate::api::{ProposalReply, RelayedProposal, Report};
+use crate::api::{FEATURE_BEATS, ProposalReply, RelayedProposal, Report};
+use crate::beats::Beat;
 use crate::error::NotQueued;
 use in_flight::InFlight;
 
@@ -45,6 +46,8 @@ pub(crate) struct QueueLimits {
 #[derive(Debug)]
 pub(crate) enum Item {
     Raft(GroupId, Message),
+    /// Heartbeats of several groups, and answers to them.
+    Beats(Vec<Beat>),
     Proposal(RelayedProposal),
     Reply(ProposalReply),
     Report(Report),
@@ -64,6 +67,7 @@ impl Item {
                     },
                     _ => 0,
                 },
+                Self::Beats(beats) => beats.len() * size_of::<Beat>(),
                 Self::Proposal(proposal) => proposal.data.len(),
                 Self::Reply(_) | Self::Report(_) => 0,
             }
@@ -83,8 +87,9 @@ pub(crate) struct Events {
 pub(crate) enum Helping {
     /// The first frame of a stream.
     Hello(Box<pb::Hello>),
-    /// A ping, items, or both. The frame may take `room` bytes; one message more if nothing is in flight.
-    Items { ping: Option<u64>, items: Vec<Item>, room: Room },
+    /// A ping, items, or both. The frame may take `room` bytes; one message more if nothing is in flight. `packs`: the peer
+    /// takes [`pb::Beats`].
+    Items { ping: Option<u64>, wants: Option<u64>, items: Vec<Item>, room: Room, packs: bool },
 }
 
 /// How much of a queue's bound may be in flight. The rest is for what waits, so both together stay below the bound,
@@ -99,6 +104,8 @@ pub(crate) struct Room {
     pub(crate) bytes: usize,
     /// Nothing is in flight, so one message may go, whatever its size: it could never be sent otherwise.
     pub(crate) any_one: bool,
+    /// What the peer lets us send, in charges of messages ([`charge`](crate::receive_budget::charge)).
+    pub(crate) credit: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +125,8 @@ struct Inner {
     phase: Phase,
     /// Grows with each attempt; a stream of an older epoch gets nothing more.
     epoch: u64,
+    /// What the peer can.
+    features: u64,
     hello: Option<Box<pb::Hello>>,
     ping: Option<u64>,
     /// The number of the last ping.
@@ -125,6 +134,8 @@ struct Inner {
     items: VecDeque<Item>,
     /// The charges of `items`.
     bytes: usize,
+    /// The charges of items of which a frame is being built; what finds no room in it comes back.
+    building: usize,
     /// Of the task that builds frames, while there is nothing for it.
     waker: Option<Waker>,
     /// Groups already reported in this loss epoch.
@@ -137,6 +148,14 @@ struct Inner {
     in_flight: InFlight,
     /// The next message has no room until more is acknowledged.
     blocked: bool,
+    /// The peer lets us send up to this offset; `None`: without bounds.
+    credit: Option<u64>,
+    /// What was sent on this stream, in charges.
+    charged: u64,
+    /// The next message ends there, beyond the credit: nothing is sent before there is more.
+    starved: Option<u64>,
+    /// The peer is to be told of `starved`.
+    wants: Option<u64>,
     /// The peer was asked to acknowledge what it has read.
     asked: bool,
     /// Groups with appends in frames up to `older_until`, and after it; both not known to have arrived.
@@ -164,6 +183,8 @@ pub(crate) struct Held {
     pub(crate) bytes: usize,
     /// Given to the stream and not acknowledged.
     pub(crate) in_flight_bytes: usize,
+    /// What the peer lets us send yet.
+    pub(crate) credit_bytes: Option<u64>,
     pub(crate) counters: Counters,
 }
 
@@ -175,6 +196,10 @@ pub(crate) struct Sent {
     pub(crate) cancelled: u64,
     pub(crate) lost: Vec<GroupId>,
     pub(crate) appends: Vec<GroupId>,
+    /// The charges of its messages.
+    pub(crate) charge: u64,
+    /// The charge of the message that had no credit.
+    pub(crate) starved: Option<u64>,
 }
 
 /// The queue of one lane to one store.
@@ -193,11 +218,13 @@ impl SendQueue {
                 // The first attempt is about to begin.
                 phase: Phase::Opening,
                 epoch: 0,
+                features: 0,
                 hello: None,
                 ping: None,
                 pings: 0,
                 items: VecDeque::new(),
                 bytes: 0,
+                building: 0,
                 waker: None,
                 reported: HashSet::new(),
                 overflowed: false,
@@ -205,6 +232,10 @@ impl SendQueue {
                 sent_frames: 0,
                 in_flight: InFlight::default(),
                 blocked: false,
+                credit: None,
+                charged: 0,
+                starved: None,
+                wants: None,
                 asked: false,
                 older: HashSet::new(),
                 older_until: 0,
@@ -224,7 +255,8 @@ impl SendQueue {
     /// Ends a critical section that may have made work: tells the lane's task of events and wakes the stream.
     fn finish(&self, mut inner: MutexGuard<'_, Inner>) {
         let events = !inner.events.unreachable.is_empty() || !inner.events.not_sent.is_empty();
-        let work = inner.hello.is_some() || inner.ping.is_some() || !inner.items.is_empty();
+        let said = inner.hello.is_some() || inner.ping.is_some() || inner.wants.is_some();
+        let work = said || !inner.items.is_empty();
         let over = matches!(inner.phase, Phase::Closed | Phase::Retired);
         let waker = if over || (work && inner.phase == Phase::Open) { inner.waker.take() } else { None };
         drop(inner);
@@ -247,8 +279,11 @@ impl SendQueue {
             if let Err(why) = inner.admit(&item, messages_max, bytes_max) {
                 inner.overflowed |= inner.phase == Phase::Open;
                 inner.counters.dropped += 1;
-                if let Item::Raft(group, _) = item {
-                    inner.lose(group);
+                match item {
+                    Item::Raft(group, _) => inner.lose(group),
+                    Item::Beats(beats) => inner.lose_all(&beats),
+                    // The caller is told by the result; what is said of reports and replies below holds here too.
+                    Item::Proposal(_) | Item::Reply(_) | Item::Report(_) => {}
                 }
                 result = Err(why);
             } else {
@@ -282,9 +317,11 @@ impl SendQueue {
         inner.epoch
     }
 
-    /// The peer has acknowledged the hello: what waits may go.
-    pub(crate) fn opened(&self) {
+    /// The peer, which can `features`, has acknowledged the hello: what waits may go, up to `credit`.
+    pub(crate) fn opened(&self, features: u64, credit: Option<u64>) {
         let mut inner = self.lock();
+        inner.features = features;
+        inner.credit = credit;
         inner.phase = Phase::Open;
         inner.new_loss_epoch();
         self.finish(inner);
@@ -308,12 +345,14 @@ impl SendQueue {
         inner.hello = None;
         inner.ping = None;
         inner.bytes = 0;
+        inner.building = 0;
         inner.new_stream();
         let items = std::mem::take(&mut inner.items);
         inner.counters.dropped += items.len() as u64;
         for item in items {
             match item {
                 Item::Raft(group, _) => inner.lose(group),
+                Item::Beats(beats) => inner.lose_all(&beats),
                 // A question that is lost says nothing of what it asks about.
                 Item::Proposal(p) if p.asks => {}
                 Item::Proposal(p) => inner.events.not_sent.push((p.group, p.id, p.term, p.at.number)),
@@ -348,6 +387,16 @@ impl SendQueue {
         self.finish(inner);
     }
 
+    /// The peer lets us send up to this offset of the stream.
+    pub(crate) fn credited(&self, offset: u64) {
+        let mut inner = self.lock();
+        let Some(credit) = &mut inner.credit else { return };
+        *credit = offset.max(*credit);
+        let credit = *credit;
+        inner.starved.take_if(|starved| *starved <= credit);
+        self.finish(inner);
+    }
+
     /// What the host must be told.
     pub(crate) fn events(&self) -> Events {
         std::mem::take(&mut self.lock().events)
@@ -360,6 +409,7 @@ impl SendQueue {
             messages: inner.items.len(),
             bytes: inner.bytes,
             in_flight_bytes: inner.in_flight.bytes(),
+            credit_bytes: inner.credit.map(|credit| credit.saturating_sub(inner.charged)),
             counters: inner.counters,
         }
     }
@@ -378,13 +428,15 @@ impl SendQueue {
         }
         if inner.phase == Phase::Open {
             let room = inner.room(window(self.limits.bytes.load(Ordering::Relaxed)));
-            let items = if room.bytes > 0 || room.any_one { inner.help() } else { Vec::new() };
-            if items.is_empty() && !inner.items.is_empty() {
+            let open = inner.starved.is_none();
+            let items = if open && (room.bytes > 0 || room.any_one) { inner.help() } else { Vec::new() };
+            if open && items.is_empty() && !inner.items.is_empty() {
                 inner.ask();
             }
-            let ping = inner.ping.take();
-            if ping.is_some() || !items.is_empty() {
-                return Poll::Ready(Some(Helping::Items { ping, items, room }));
+            let (ping, wants) = (inner.ping.take(), inner.wants.take());
+            if ping.is_some() || wants.is_some() || !items.is_empty() {
+                let packs = inner.features & FEATURE_BEATS != 0;
+                return Poll::Ready(Some(Helping::Items { ping, wants, items, room, packs }));
             }
         }
         match &inner.waker {
@@ -397,7 +449,7 @@ impl SendQueue {
     /// More items for the frame that is being built; empty if there are none.
     pub(crate) fn more(&self, epoch: u64) -> Vec<Item> {
         let mut inner = self.lock();
-        if inner.epoch == epoch { inner.help() } else { Vec::new() }
+        if inner.epoch == epoch && inner.starved.is_none() { inner.help() } else { Vec::new() }
     }
 
     /// Takes back what the frame had no room for, to be first in the next one, and notes what the frame holds.
@@ -414,15 +466,25 @@ impl SendQueue {
         inner.counters.cancelled += sent.cancelled;
         inner.counters.frames += u64::from(frame);
         inner.sent_frames += u64::from(frame);
+        inner.building = 0;
         if inner.epoch == epoch {
             if frame {
                 let number = inner.sent_frames;
                 inner.in_flight.sent(number, usize::try_from(sent.bytes).unwrap_or(usize::MAX));
             }
+            inner.charged += sent.charge;
+            if let Some(charge) = sent.starved {
+                let needed = inner.charged.saturating_add(charge);
+                // It may have come while the frame was built.
+                if inner.credit.is_some_and(|credit| credit < needed) {
+                    (inner.starved, inner.wants) = (Some(needed), Some(needed));
+                }
+            }
             for item in rest.rev() {
                 inner.bytes += item.charge_bytes();
                 inner.items.push_front(item);
-                inner.blocked |= !frame;
+                // Without credit it waits for that, and not for an acknowledgement.
+                inner.blocked |= !frame && sent.starved.is_none();
             }
             inner.newer.extend(sent.appends.drain(..));
             for group in sent.lost.drain(..) {
@@ -435,6 +497,7 @@ impl SendQueue {
                 inner.counters.dropped += 1;
                 match item {
                     Item::Raft(group, _) => inner.lose(group),
+                    Item::Beats(beats) => inner.lose_all(&beats),
                     Item::Proposal(p) if p.asks => {}
                     Item::Proposal(p) => inner.events.not_sent.push((p.group, p.id, p.term, p.at.number)),
                     Item::Reply(_) | Item::Report(_) => {}
@@ -447,6 +510,8 @@ impl SendQueue {
         sent.messages = 0;
         sent.bytes = 0;
         sent.cancelled = 0;
+        sent.charge = 0;
+        sent.starved = None;
         self.finish(inner);
     }
 }
@@ -463,7 +528,8 @@ impl Inner {
         }
         let bytes = item.charge_bytes();
         // A queue that is empty takes one message whatever its size, or it could never be sent at all.
-        if !self.items.is_empty() && self.bytes.saturating_add(bytes) > bytes_max - window(bytes_max) {
+        let held = self.bytes.saturating_add(self.building);
+        if !self.items.is_empty() && held.saturating_add(bytes) > bytes_max - window(bytes_max) {
             return Err(NotQueued::Bytes { bytes, max: bytes_max });
         }
         Ok(())
@@ -471,11 +537,12 @@ impl Inner {
 
     /// How much of the window is free.
     fn room(&self, window: usize) -> Room {
+        let credit = self.credit.map_or(u64::MAX, |credit| credit.saturating_sub(self.charged));
         if self.blocked {
-            return Room { bytes: 0, any_one: false };
+            return Room { bytes: 0, any_one: false, credit };
         }
         let in_flight = self.in_flight.bytes();
-        Room { bytes: window.saturating_sub(in_flight), any_one: in_flight == 0 }
+        Room { bytes: window.saturating_sub(in_flight), any_one: in_flight == 0, credit }
     }
 
     /// Something waits and has no room: makes sure that the peer says what it has read.
@@ -489,12 +556,18 @@ impl Inner {
     fn new_stream(&mut self) {
         self.in_flight = InFlight::default();
         self.blocked = false;
+        self.credit = None;
+        self.charged = 0;
+        self.starved = None;
+        self.wants = None;
         self.asked = false;
     }
 
     fn help(&mut self) -> Vec<Item> {
         let n = self.items.len().min(HELPING);
         let items: Vec<Item> = self.items.drain(..n).collect();
+        let charges = items.iter().map(Item::charge_bytes).sum::<usize>();
+        self.building += charges;
         if self.items.is_empty() {
             self.bytes = 0;
             if self.items.capacity() > KEEP_CAPACITY {
@@ -504,7 +577,7 @@ impl Inner {
                 self.new_loss_epoch();
             }
         } else {
-            self.bytes -= items.iter().map(Item::charge_bytes).sum::<usize>();
+            self.bytes -= charges;
         }
         items
     }
@@ -514,6 +587,12 @@ impl Inner {
     fn new_loss_epoch(&mut self) {
         self.overflowed = false;
         self.reported = HashSet::new();
+    }
+
+    fn lose_all(&mut self, beats: &[Beat]) {
+        for beat in beats {
+            self.lose(beat.group);
+        }
     }
 
     fn lose(&mut self, group: GroupId) {

@@ -270,7 +270,7 @@ async fn stage(
         () = greeted.stop.cancelled() => return Err(failed("closed here: no longer a peer")),
         result = writer.finish(shared.config.limits.snapshot_duration_max) => result?,
     }
-    let permit = shared.budget.take(&greeted.share, MESSAGE_CHARGE_BYTES);
+    let permit = shared.budget.take(&greeted.share, MESSAGE_CHARGE_BYTES, None);
     shared.inbound.receive(from, vec![(group, message)], permit);
     Ok(())
 }

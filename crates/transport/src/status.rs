@@ -111,6 +111,8 @@ pub struct LinkStatus {
     /// buffers, or on the way (outbound). Together with `queued_bytes` at most `Limits::queue_bytes_max`, but for a
     /// single message that is larger.
     pub in_flight_bytes: usize,
+    /// How much the peer lets us send before it has processed more (outbound log lane); `None`: it does not say.
+    pub credit_bytes: Option<u64>,
     /// Messages given to the stream (outbound) or accepted from it (inbound).
     pub messages: u64,
     /// Frames likewise.

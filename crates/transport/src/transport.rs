@@ -8,15 +8,17 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use pontoon_proto::peer::v1 as pb;
-use pontoon_raft_core::message::{Body, Entries, Message};
+use pontoon_raft_core::message::{Body, Message};
 use pontoon_raft_core::types::{GroupId, StoreId};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::acceptor::{Acceptor, PeerService};
-use crate::api::{EntrySource, FEATURE_REPORTS, Inbound, ProposalReply, RelayedProposal, Report};
+use crate::api::{EntrySource, FEATURES, Inbound, ProposalReply, RelayedProposal, Report};
+use crate::beats::{self, Beat};
 use crate::config::TransportConfig;
+use crate::credit_book::CreditBook;
 use crate::dial::PROTOCOL_VERSION;
 use crate::error::{NotQueued, QueueFull, Unwelcome};
 use crate::identity::{self, Claim};
@@ -58,6 +60,8 @@ pub(crate) struct Shared {
     fenced: AtomicBool,
     pub(crate) queue_limits: Arc<QueueLimits>,
     pub(crate) budget: Arc<ReceiveBudget>,
+    /// How far peers may send.
+    pub(crate) credits: Arc<CreditBook>,
     pub(crate) election_timer: watch::Sender<u64>,
     pub(crate) acceptor: Acceptor,
     pub(crate) snapshot_sends: Arc<Semaphore>,
@@ -97,7 +101,7 @@ impl Shared {
             to_store: to.0,
             name: self.config.name.clone(),
             lane: lane.into(),
-            features: FEATURE_REPORTS,
+            features: FEATURES,
             incarnation: self.incarnation,
             advertise: self.config.advertise.clone(),
             lineage: self.lineage(),
@@ -173,6 +177,7 @@ impl Transport {
                 bytes: AtomicUsize::new(limits.queue_bytes_max),
             }),
             budget: Arc::new(ReceiveBudget::new(limits.receive_bytes_max)),
+            credits: CreditBook::new(limits.receive_bytes_max, limits.message_bytes_max as u64),
             election_timer: watch::Sender::new(config.election_timer_ms),
             acceptor: Acceptor::default(),
             snapshot_sends: Arc::new(Semaphore::new(limits.snapshot_sends_max)),
@@ -234,13 +239,14 @@ impl Transport {
         self.shared.acceptor.close(store);
     }
 
-    /// Sends a message of `group`: appends with entries on the log lane, all else on the control lane. Never waits.
+    /// Sends a message of `group`: appends on the log lane, all else on the control lane. Never waits.
     /// A message to a store that is no peer is thrown away.
     pub fn send(&self, to: StoreId, group: GroupId, message: Message) {
         self.send_all(to, [(group, message)]);
     }
 
-    /// Sends several messages to one store, in order per lane: cheaper than one by one, and they share frames.
+    /// Sends several messages to one store, in order per lane: cheaper than one by one, and they share frames. Heartbeats that
+    /// follow each other, of whatever groups, become one message.
     pub fn send_all(&self, to: StoreId, messages: impl IntoIterator<Item = (GroupId, Message)>) {
         let (mut control, mut log) = (Vec::new(), Vec::new());
         for (group, message) in messages {
@@ -251,7 +257,15 @@ impl Transport {
                 }
                 continue;
             }
-            if carries_entries(&message) { &mut log } else { &mut control }.push(Item::Raft(group, message));
+            match Beat::of(group, &message) {
+                Some(beat) => beats::gather(&mut control, beat),
+                // Those without entries too: a leader asks by one whether all that it sent has arrived, and if that
+                // overtook what it asks about, the answer would be no.
+                None if matches!(message.body, Body::AppendEntries(_)) => {
+                    log.push(Item::Raft(group, message));
+                }
+                None => control.push(Item::Raft(group, message)),
+            }
         }
         let Some(peer) = self.shared.peer(to) else { return };
         // What is refused is reported through `Inbound::unreachable`.
@@ -355,13 +369,5 @@ impl Transport {
     /// is dropped and reported. Final.
     pub fn shutdown(&self) {
         self.shared.stop.cancel();
-    }
-}
-
-fn carries_entries(message: &Message) -> bool {
-    let Body::AppendEntries(append) = &message.body else { return false };
-    match &append.entries {
-        Entries::Interval { last, .. } => *last > append.prev_log_index,
-        Entries::Inline(entries) => !entries.is_empty(),
     }
 }

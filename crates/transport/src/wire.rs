@@ -23,6 +23,7 @@ use pontoon_raft_core::types::{
 use prost::Message as _;
 
 use crate::api::{ProposalOutcome, ProposalReply, RelayedProposal, Report};
+use crate::beats;
 use crate::error::WireError;
 
 /// No honest index, term or round gets there (a million a second for 146,000 years), and sums stay below `u64::MAX`.
@@ -47,6 +48,8 @@ pub(crate) struct Frame {
     pub(crate) ping: Option<u64>,
     /// How far the sender's log is durable; 0: not said.
     pub(crate) reached: u64,
+    /// How far the sender's next message goes beyond its credit; 0: it does not.
+    pub(crate) wants: u64,
     pub(crate) messages: Vec<(GroupId, Message)>,
     pub(crate) proposals: Vec<RelayedProposal>,
     pub(crate) replies: Vec<ProposalReply>,
@@ -217,17 +220,37 @@ pub(crate) fn decode(encoded: Bytes) -> Result<pb::LaneFrame, WireError> {
     pb::LaneFrame::decode(encoded).map_err(|e| WireError::Malformed { reason: e.to_string() })
 }
 
+/// Passes the bytes of one frame through the gate, as if `from` had sent them to `to`, and returns its Raft messages. For those who
+/// want to see what the gate lets in, such as the fuzz target.
+///
+/// # Errors
+/// The frame is refused.
+pub fn pass_gate(encoded: Bytes, from: StoreId, to: StoreId) -> Result<Vec<(GroupId, Message)>, WireError> {
+    let bytes = encoded.len();
+    check(decode(encoded)?, Ends { from, to }, bytes).map(|frame| frame.messages)
+}
+
 /// Checks a decoded frame of `bytes` encoded bytes.
 pub(crate) fn check(frame: pb::LaneFrame, ends: Ends, bytes: usize) -> Result<Frame, WireError> {
     if frame.hello.is_some() {
         return Err(WireError::Malformed { reason: "a second hello".to_owned() });
     }
     let reached = number("a durable batch", frame.reached)?;
+    let wants = number("an offset", frame.wants)?;
     let keep = Keep { frame_bytes: bytes };
     // Collecting into a `Result` would not reserve. The lists exist, so their lengths are real.
     let mut messages = Vec::with_capacity(frame.messages.len());
-    for message in frame.messages {
+    let mut runs = frame.beats.iter().peekable();
+    let listed = frame.messages.len();
+    for (before, message) in frame.messages.into_iter().enumerate() {
+        while let Some(beats) = runs.next_if(|beats| beats.after as usize <= before) {
+            beats::from_wire(beats, ends, &mut messages)?;
+        }
         messages.push(message_from_wire(message, ends, keep)?);
+    }
+    for beats in runs {
+        in_range("a place among messages", beats.after.into(), 0, listed as u64)?;
+        beats::from_wire(beats, ends, &mut messages)?;
     }
     let proposals = frame.proposals.into_iter().map(|p| proposal_from_wire(p, keep));
     let replies = frame.proposal_replies.into_iter().map(reply_from_wire);
@@ -235,6 +258,7 @@ pub(crate) fn check(frame: pb::LaneFrame, ends: Ends, bytes: usize) -> Result<Fr
     Ok(Frame {
         ping: frame.ping,
         reached,
+        wants,
         messages,
         proposals: proposals.collect::<Result<_, _>>()?,
         replies: replies.collect::<Result<_, _>>()?,
@@ -473,7 +497,7 @@ fn id_from_wire(high: u64, low: u64) -> EntryId {
     EntryId((u128::from(high) << 64) | u128::from(low))
 }
 
-fn number(what: &'static str, found: u64) -> Result<u64, WireError> {
+pub(crate) fn number(what: &'static str, found: u64) -> Result<u64, WireError> {
     in_range(what, found, 0, NUMBER_MAX)
 }
 

@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{CLUSTER, Store, eventually, heartbeat, pair};
+use common::{CLUSTER, Store, config, eventually, heartbeat, pair};
 use pontoon_proto::peer::v1 as pb;
 use pontoon_proto::peer::v1::peer_client::PeerClient;
 use pontoon_raft_core::types::{GroupId, StoreId};
@@ -95,7 +95,7 @@ fn the_dialer_learns_why_it_is_refused() {
     let b = Store::start(0xb);
     b.transport.set_peer(StoreId(0xa), "127.0.0.1:1");
     // Another cluster.
-    let config = TransportConfig { cluster: 99, ..common::config(0xa) };
+    let config = TransportConfig { cluster: 99, ..config(0xa) };
     let a = Store::with(config, "127.0.0.1:0".parse().unwrap());
     a.knows(&b);
     let error = |a: &Store, to| a.link(to, Lane::Control, Direction::Outbound).unwrap().last_error;
@@ -175,6 +175,37 @@ fn bad_frames_are_refused_and_the_stream_survives_some() {
         assert!(hand.over().await);
     });
     assert!(b.host.with(|log| log.proposals.is_empty()));
+}
+
+/// Who says nothing of credits may belong to an older version: it is held to the budget by drops.
+#[test]
+fn a_peer_without_credits_is_held_to_the_budget() {
+    let mut config = config(0xb);
+    config.limits.receive_bytes_max = 1 << 20;
+    let b = Store::with(config, "127.0.0.1:0".parse().unwrap());
+    b.transport.set_peer(StoreId(0xa), "127.0.0.1:1");
+    b.host.hold_permits.store(true, std::sync::atomic::Ordering::Relaxed);
+    runtime().block_on(async {
+        let (hand, _) = Hand::greet(&b, hello(0xa, 0xb)).await;
+        let payload = pb::entry::Payload::Command(vec![7; 64 << 10].into());
+        let entry = pb::Entry { term: 1, payload: Some(payload), ..Default::default() };
+        let append = pb::AppendEntries {
+            prev_log_index: 1,
+            prev_log_term: 1,
+            entries: vec![entry],
+            ..Default::default()
+        };
+        let body = Some(pb::raft_message::Body::Append(append));
+        let message = pb::RaftMessage { group: 1, term: 3, body, ..Default::default() };
+        for _ in 0..40 {
+            let frame = pb::LaneFrame { messages: vec![message.clone()], ..Default::default() };
+            hand.frames.send(frame).await.unwrap();
+        }
+        let link = || b.link(StoreId(0xa), Lane::Log, Direction::Inbound).unwrap();
+        eventually("all frames", || link().messages == 40);
+        eventually("drops", || link().dropped > 0);
+        assert!(b.transport.received_bytes_waiting() <= 1 << 20);
+    });
 }
 
 #[test]

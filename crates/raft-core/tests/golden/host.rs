@@ -65,6 +65,7 @@ impl Interpreter {
                     let (n, priority) = of.split_once(':').expect("N:P");
                     self.priorities.insert(number(n), u32::try_from(number(priority)).expect("small"));
                 }
+                _ if *word == "align" => self.config.align_heartbeats = true,
                 _ if *word == "nopv" => self.config.pre_vote = false,
                 _ if *word == "nocq" => self.config.check_quorum = false,
                 _ => panic!("unknown option {word}"),

@@ -3,6 +3,7 @@
 //! ```text
 //! cluster N [learners=M] [joining=K]                  N voters, M learners, K replicas that know nobody
 //!     quiesce=MS lease=MARGIN nopv nocq               when to fall silent; leases; no pre-vote; no check-quorum
+//!     align                                           heartbeats when a multiple of their interval is reached
 //!     append=BYTES inflight=N window=BYTES uncommitted=BYTES   bounds          priority=N:P   of one replica
 //! at MS               the time is now MS              tick N       replica N is told the time
 //! run MS              time passes; every deadline is kept, every message delivered

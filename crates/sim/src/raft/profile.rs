@@ -31,6 +31,8 @@ pub struct Profile {
     pub duration_ms: u64,
     /// A group may fall silent after this long.
     pub quiesce_after_ms: Option<u64>,
+    /// Whether heartbeats of all groups leave together.
+    pub align_heartbeats: bool,
     /// Whether replicas ask before an election.
     pub pre_vote: bool,
     /// Bytes per append.
@@ -123,6 +125,7 @@ impl Profile {
             clocks: if rng.chance(400) { (1_000, 1_000) } else { (750, 1_300) },
             lease_margin_ms: None,
             // By the seed and not by the generator, so that the other seeds keep their stories.
+            align_heartbeats: seed % 3 == 2,
             server_changes: [4, 7].contains(&(seed % 11)),
             credits: [5, 4].contains(&(seed % 11)),
             doubts: [1, 7, 9, 11].contains(&(seed % 13)),

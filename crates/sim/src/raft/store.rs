@@ -188,6 +188,7 @@ impl Store {
                 inflight_messages_max: profile.inflight_messages_max,
                 pre_vote: profile.pre_vote,
                 quiesce_after_ms: profile.quiesce_after_ms,
+                align_heartbeats: profile.align_heartbeats,
                 lease_margin_ms: profile.lease_margin_ms,
                 ..Config::default()
             };

@@ -20,6 +20,8 @@ pub(crate) enum Command {
     Failover(FailoverArguments),
     /// Stops a follower under load and shows the stores' resident memory.
     Memory(MemoryArguments),
+    /// Slow links, slow stores and floods, and what they cost the others.
+    Weather(super::weather::WeatherArguments),
     /// Stores in containers on a network of their own: cut off, paused, killed, replaced, added and removed under load.
     Containers(ContainerArguments),
     /// Checks a history file again.

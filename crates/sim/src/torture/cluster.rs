@@ -35,7 +35,7 @@ pub(crate) struct Store {
     pub(crate) name: String,
     /// Where clients call, `host:port`.
     pub(crate) client: String,
-    peer: String,
+    pub(crate) peer: String,
     process: Option<Child>,
     stopped: bool,
     /// Turns true with the line that says that clients are served.
@@ -65,6 +65,13 @@ pub(crate) fn become_child(child: &ChildArguments) -> std::io::Error {
 impl Cluster {
     /// Starts a new cluster and waits until each store serves clients.
     pub(crate) async fn start(arguments: &ClusterArguments) -> anyhow::Result<Self> {
+        let mut cluster = Self::prepare(arguments)?;
+        cluster.launch().await?;
+        Ok(cluster)
+    }
+
+    /// A new cluster whose stores do not run yet.
+    pub(crate) fn prepare(arguments: &ClusterArguments) -> anyhow::Result<Self> {
         let software = match (&arguments.etcd, &arguments.pontoon) {
             (Some(etcd), _) => Software::Etcd(etcd.clone()),
             (None, Some(pontoon)) => Software::Pontoon(pontoon.clone()),
@@ -107,11 +114,20 @@ impl Cluster {
         if arguments.keep {
             cluster.keep();
         }
-        for index in 0..STORES {
-            cluster.spawn(index)?;
-        }
-        cluster.wait_serving().await?;
         Ok(cluster)
+    }
+
+    /// Starts all stores and waits until each serves clients.
+    pub(crate) async fn launch(&mut self) -> anyhow::Result<()> {
+        for index in 0..STORES {
+            self.spawn(index)?;
+        }
+        self.wait_serving().await
+    }
+
+    /// More flags for each store.
+    pub(crate) fn add_flags(&mut self, flags: impl IntoIterator<Item = String>) {
+        self.store_flags.extend(flags);
     }
 
     /// `pontoon` or `etcd`.

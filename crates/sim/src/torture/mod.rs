@@ -12,6 +12,7 @@
 //! | `run` | load, faults and checks in order, and the summary |
 //! | `failover` | how long no write is served after the leader is killed |
 //! | `memory` | how the stores' memory behaves while one follower is stopped |
+//! | `weather` | what slow links, slow stores and floods cost the others: ratios and bounds |
 //! | `record` | the history as a file |
 //! | `random` | the seeded generator |
 
@@ -27,6 +28,7 @@ mod random;
 mod record;
 mod run;
 mod verify;
+mod weather;
 mod workload;
 
 pub(crate) use args::{Arguments, Command};
@@ -44,6 +46,7 @@ pub(crate) async fn main(arguments: Arguments) -> anyhow::Result<bool> {
             Some(Command::Memory(memory)) => memory::run(&memory).await,
             Some(Command::Containers(containers)) => containers::run(&containers).await,
             Some(Command::Check(check)) => record::check_file(&check.file),
+            Some(Command::Weather(weather)) => weather::run(&weather).await,
             Some(Command::Child(_)) => anyhow::bail!("a child is not run from here"),
         }
     };

@@ -33,7 +33,11 @@ fn proposal(id: u128, bytes: usize) -> Item {
 
 fn take(queue: &SendQueue, epoch: u64) -> Option<usize> {
     match queue.poll_helping(epoch, &Context::from_waker(Waker::noop())) {
-        Poll::Ready(Some(Helping::Items { items, .. })) => Some(items.len()),
+        Poll::Ready(Some(Helping::Items { items, .. })) => {
+            // All of them found room.
+            queue.sent(epoch, [].into_iter(), &mut Sent::default(), false);
+            Some(items.len())
+        }
         Poll::Ready(Some(Helping::Hello(_))) => Some(0),
         _ => None,
     }
@@ -43,7 +47,7 @@ fn open(queue: &SendQueue) -> u64 {
     let epoch = queue.begin(pb::Hello::default());
     assert_eq!(take(queue, epoch), Some(0), "the hello comes first");
     assert_eq!(take(queue, epoch), None, "and nothing else before it is answered");
-    queue.opened();
+    queue.opened(0, None);
     epoch
 }
 
@@ -101,7 +105,7 @@ fn a_broken_stream_reports_what_waited_and_what_was_under_way() {
     let epoch = queue.begin(pb::Hello::default());
     assert_eq!(queue.push([raft(6)]), Ok(()));
     assert_eq!(take(&queue, epoch), Some(0));
-    queue.opened();
+    queue.opened(0, None);
     assert_eq!(take(&queue, epoch), Some(1));
     queue.retire();
     assert_eq!(queue.push([raft(7)]), Err(NotQueued::UnknownStore));
@@ -153,7 +157,7 @@ fn what_does_not_fit_a_frame_is_first_in_the_next() {
 /// What a stream gets now: pings, items, and the room for them.
 fn poll(queue: &SendQueue, epoch: u64) -> Option<(Option<u64>, usize, Room)> {
     match queue.poll_helping(epoch, &Context::from_waker(Waker::noop())) {
-        Poll::Ready(Some(Helping::Items { ping, items, room })) => Some((ping, items.len(), room)),
+        Poll::Ready(Some(Helping::Items { ping, items, room, .. })) => Some((ping, items.len(), room)),
         _ => None,
     }
 }
@@ -209,7 +213,7 @@ fn a_message_above_the_window_goes_alone_and_the_peer_is_asked_for_what_is_in_it
     else {
         panic!("one item waits");
     };
-    assert_eq!(room, Room { bytes: (100 << 10) - 48, any_one: false });
+    assert_eq!(room, Room { bytes: (100 << 10) - 48, any_one: false, credit: u64::MAX });
     // It did not fit, and nothing else was in the frame.
     queue.sent(epoch, items.into_iter(), &mut Sent::default(), false);
     // 48 bytes are no reason for the peer to say anything, so it is asked, once.
@@ -223,4 +227,48 @@ fn a_message_above_the_window_goes_alone_and_the_peer_is_asked_for_what_is_in_it
     queue.push([raft(1)]).unwrap();
     assert_eq!(poll(&queue, epoch).map(|p| (p.0, p.1)), Some((Some(5), 0)), "asked again");
     assert_eq!(poll(&queue, epoch), None);
+}
+
+/// What finds no credit waits until there is more, the peer hears of it once, and pings and acknowledgements change nothing.
+#[test]
+fn without_credit_nothing_is_sent_and_the_peer_hears_why() {
+    let queue = queue(100, 10_000);
+    let epoch = queue.begin(pb::Hello::default());
+    assert_eq!(take(&queue, epoch), Some(0));
+    queue.opened(0, Some(1_000));
+    queue.push([raft(1), raft(2)]).unwrap();
+    let next = || match queue.poll_helping(epoch, &Context::from_waker(Waker::noop())) {
+        Poll::Ready(Some(Helping::Items { ping, wants, items, room, .. })) => {
+            Some((ping, wants, items, room.credit))
+        }
+        _ => None,
+    };
+    let (_, wants, items, credit) = next().unwrap();
+    assert_eq!((wants, items.len(), credit), (None, 2, 1_000));
+    // The first took 700; the second needs 400.
+    let mut sent = Sent { messages: 1, charge: 700, starved: Some(400), ..Sent::default() };
+    queue.sent(epoch, items.into_iter().skip(1), &mut sent, true);
+    assert_eq!(queue.status().credit_bytes, Some(300));
+    let (_, wants, items, _) = next().unwrap();
+    assert_eq!((wants, items.len()), (Some(1_100), 0));
+    assert!(queue.more(epoch).is_empty());
+    queue.sent(epoch, [].into_iter(), &mut Sent::default(), true);
+    queue.acknowledged(3);
+    queue.ping(5);
+    let (ping, wants, items, _) = next().unwrap();
+    assert_eq!((ping, wants, items.len()), (Some(5), None, 0));
+    queue.credited(1_050);
+    assert!(next().is_none(), "not enough");
+    queue.credited(900);
+    queue.credited(1_100);
+    let (_, _, items, credit) = next().unwrap();
+    assert_eq!((items.len(), credit), (1, 400));
+    // The next stream begins without.
+    queue.sent(epoch, items.into_iter(), &mut Sent { starved: Some(500), ..Sent::default() }, false);
+    queue.close();
+    let epoch = queue.begin(pb::Hello::default());
+    assert_eq!(take(&queue, epoch), Some(0));
+    queue.opened(0, None);
+    queue.push([raft(3)]).unwrap();
+    assert_eq!(take(&queue, epoch), Some(1));
 }

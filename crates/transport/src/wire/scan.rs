@@ -7,6 +7,8 @@ use crate::error::WireError;
 
 /// Raft messages, proposals and replies in one frame; we send a quarter of it.
 pub(crate) const ITEMS_MAX: usize = 16_384;
+/// Numbers in the columns of one frame's beats: eight for each.
+pub(crate) const COLUMNS_MAX: usize = 8 * ITEMS_MAX;
 /// Entries in one frame; we send at most one per 48 bytes of 1 MiB.
 pub(crate) const ENTRIES_MAX: usize = 65_536;
 
@@ -15,6 +17,8 @@ const FRAME_MESSAGES: u64 = 3;
 const FRAME_PROPOSALS: u64 = 4;
 const FRAME_REPLIES: u64 = 5;
 const FRAME_ADMITTED: u64 = 7;
+const FRAME_BEATS: u64 = 8;
+const BEATS_GROUPS: u64 = 2;
 const MESSAGE_APPEND: u64 = 9;
 const APPEND_ENTRIES: u64 = 4;
 
@@ -74,13 +78,16 @@ impl<'a> Fields<'a> {
 
 /// Checks the counts of an encoded `LaneFrame`.
 pub(crate) fn frame(encoded: &[u8]) -> Result<(), WireError> {
-    let (mut items, mut entries) = (0, 0);
+    let (mut items, mut entries, mut columns) = (0, 0, 0);
     let mut fields = Fields { rest: encoded };
     while let Some((number, value)) = fields.next()? {
         match (number, value) {
             (FRAME_MESSAGES, Value::Bytes(message)) => {
                 items += 1;
                 self::message(message, &mut entries)?;
+            }
+            (FRAME_BEATS, Value::Bytes(beats)) => {
+                items += 1 + self::beats(beats, &mut columns)?;
             }
             (FRAME_PROPOSALS | FRAME_REPLIES | FRAME_ADMITTED, _) => items += 1,
             _ => {}
@@ -90,6 +97,27 @@ pub(crate) fn frame(encoded: &[u8]) -> Result<(), WireError> {
         }
     }
     Ok(())
+}
+
+/// How many beats there are; adds how many numbers they take.
+fn beats(encoded: &[u8], columns: &mut usize) -> Result<usize, WireError> {
+    let mut fields = Fields { rest: encoded };
+    let mut beats = 0;
+    while let Some((number, value)) = fields.next()? {
+        let numbers = match value {
+            Value::Scalar => 1,
+            // Each number ends with the byte that says that no other follows.
+            Value::Bytes(packed) => packed.iter().filter(|byte| **byte & 0x80 == 0).count(),
+        };
+        *columns += numbers;
+        if *columns > COLUMNS_MAX {
+            return Err(WireError::TooMany { what: "numbers in columns", max: COLUMNS_MAX });
+        }
+        if number == BEATS_GROUPS {
+            beats += numbers;
+        }
+    }
+    Ok(beats)
 }
 
 fn message(encoded: &[u8], entries: &mut usize) -> Result<(), WireError> {

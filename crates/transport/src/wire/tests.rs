@@ -4,6 +4,7 @@ use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
 
 use super::*;
+use crate::beats::Beat;
 
 const ENDS: Ends = Ends { from: StoreId(0xa), to: StoreId(0xb) };
 
@@ -168,28 +169,60 @@ fn report() -> impl Strategy<Value = Report> {
     )
 }
 
+/// A heartbeat, or the answer to one.
+fn beat() -> impl Strategy<Value = (GroupId, Message)> {
+    let numbers = (1..3u64, 1..3u64);
+    (any::<u64>(), numbers, [0..=NUMBER_MAX, 0..=NUMBER_MAX, 0..=NUMBER_MAX], 0..3u8).prop_map(
+        |(group, (from, to), [term, round, commit], kind)| {
+            let leader_commit = LogIndex(commit);
+            let body = match kind {
+                2 => Body::HeartbeatReply { round },
+                _ => Body::Heartbeat(Heartbeat { leader_commit, round, quiesce: kind == 1 }),
+            };
+            let from = ReplicaId { store: ENDS.from, number: from };
+            let to = ReplicaId { store: ENDS.to, number: to };
+            (GroupId(group), Message { from, to, term: Term(term), doubt: None, body })
+        },
+    )
+}
+
 type Parts = (Vec<(GroupId, Message)>, Vec<RelayedProposal>, Vec<ProposalReply>, Vec<Report>, Option<u64>);
 
 fn parts() -> impl Strategy<Value = Parts> {
     let reports = vec(report(), 0..3);
-    (vec(message(), 0..6), vec(proposal(), 0..3), vec(reply(), 0..3), reports, any::<Option<u64>>())
+    let messages = vec(prop_oneof![message(), beat(), beat()], 0..12);
+    (messages, vec(proposal(), 0..3), vec(reply(), 0..3), reports, any::<Option<u64>>())
 }
 
 fn encode((messages, proposals, replies, reports, ping): Parts) -> Vec<u8> {
-    let messages = messages.into_iter().map(|(group, mut message)| {
+    let (mut listed, mut beats): (Vec<_>, Vec<pb::Beats>) = (Vec::new(), Vec::new());
+    let mut run = Vec::new();
+    for (group, mut message) in messages {
+        if let Some(beat) = Beat::of(group, &message) {
+            run.push(beat);
+            continue;
+        }
+        if !run.is_empty() {
+            beats.push(beats::to_wire(listed.len(), &std::mem::take(&mut run)));
+        }
         let entries = match &mut message.body {
             Body::AppendEntries(AppendEntries { entries: Entries::Inline(entries), .. }) => {
                 std::mem::take(entries)
             }
             _ => Vec::new(),
         };
-        message_to_wire(group, message, entries)
-    });
+        listed.push(message_to_wire(group, message, entries));
+    }
+    if !run.is_empty() {
+        beats.push(beats::to_wire(listed.len(), &run));
+    }
     pb::LaneFrame {
         reached: 77,
+        wants: 78,
         hello: None,
         ping,
-        messages: messages.collect(),
+        messages: listed,
+        beats,
         proposals: proposals.into_iter().map(proposal_to_wire).collect(),
         proposal_replies: replies.into_iter().map(reply_to_wire).collect(),
         admitted: reports.into_iter().map(report_to_wire).collect(),
@@ -280,6 +313,19 @@ fn counts_are_refused_before_they_are_decoded() {
         gate(frame.encode_to_vec()).unwrap_err(),
         WireError::TooMany { what: "entries", max: scan::ENTRIES_MAX }
     );
+    // As many beats as there may be, and one more; and columns that belong to no beat.
+    let beats = |n| pb::Beats { groups: vec![1; n], ..Default::default() };
+    let frame = |beats| pb::LaneFrame { beats: vec![beats], ..Default::default() }.encode_to_vec();
+    assert_eq!(
+        gate(frame(beats(scan::ITEMS_MAX))).unwrap_err(),
+        WireError::TooMany { what: "messages", max: scan::ITEMS_MAX }
+    );
+    assert_eq!(gate(frame(beats(scan::ITEMS_MAX - 1))).unwrap_err(), WireError::Columns { what: "terms" });
+    let columns = pb::Beats { commits: vec![1; scan::COLUMNS_MAX + 1], ..Default::default() };
+    assert!(matches!(gate(frame(columns)), Err(WireError::TooMany { what: "numbers in columns", .. })));
+    // A place that is not in the frame.
+    let nowhere = pb::Beats { after: 1, ..Default::default() };
+    assert!(matches!(gate(frame(nowhere)), Err(WireError::OutOfRange { .. })));
     // A length that is claimed and not there.
     assert!(matches!(gate(vec![0x1a, 0xff, 0xff, 0xff, 0xff, 0x7f]), Err(WireError::Malformed { .. })));
 }

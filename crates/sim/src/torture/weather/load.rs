@@ -1,0 +1,186 @@
+//! Clients that write at times that are fixed beforehand: who waits for an answer before the next write measures only what
+//! the cluster allows.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use pontoon_proto::etcdserverpb::PutRequest;
+use pontoon_proto::etcdserverpb::kv_client::KvClient;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tonic::Request;
+use tonic::transport::{Channel, Endpoint};
+
+/// A write without an answer for so long has failed.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Of a closed loop.
+const CLIENTS_OF_A_LOOP: usize = 64;
+
+/// What is written, where and how fast.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// The stores that the clients call.
+    pub(crate) addresses: Vec<String>,
+    pub(crate) keyspaces: Arc<[String]>,
+    pub(crate) value_bytes: usize,
+    pub(crate) elastic: bool,
+    /// Writes a second; `None`: as many as are answered.
+    pub(crate) rate: Option<f64>,
+}
+
+/// What became of the writes that were due in one stretch of time.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Figures {
+    pub(crate) seconds: f64,
+    /// From the time when a write was due to its answer, in order.
+    pub(crate) latencies: Vec<Duration>,
+    pub(crate) failed: u64,
+}
+
+impl Figures {
+    /// Several stretches as one.
+    pub(crate) fn of(parts: Vec<Self>) -> Self {
+        let mut whole = Self::default();
+        for part in parts {
+            whole.seconds += part.seconds;
+            whole.failed += part.failed;
+            whole.latencies.extend(part.latencies);
+        }
+        whole.latencies.sort_unstable();
+        whole
+    }
+
+    pub(crate) fn per_second(&self) -> f64 {
+        self.latencies.len() as f64 / self.seconds.max(1e-9)
+    }
+
+    /// The latency that this share of the writes keep to.
+    pub(crate) fn quantile(&self, share: f64) -> Duration {
+        let last = self.latencies.len().saturating_sub(1);
+        self.latencies.get((last as f64 * share).ceil() as usize).copied().unwrap_or(PATIENCE)
+    }
+}
+
+impl std::fmt::Display for Figures {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ms = |share| self.quantile(share).as_secs_f64() * 1e3;
+        write!(
+            f,
+            "{:.0} writes/s, p50 {:.1} ms, p99 {:.1} ms, worst {:.1} ms, {} failed",
+            self.per_second(),
+            ms(0.5),
+            ms(0.99),
+            ms(1.0),
+            self.failed
+        )
+    }
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    latencies: Mutex<Vec<Duration>>,
+    failed: AtomicU64,
+}
+
+/// Clients at work; dropping it ends them.
+#[derive(Debug)]
+pub(crate) struct Load {
+    seen: Arc<Seen>,
+    since: Instant,
+    stop: Arc<AtomicBool>,
+    tasks: JoinSet<()>,
+}
+
+impl Load {
+    pub(crate) async fn start(plan: &Plan) -> anyhow::Result<Self> {
+        let mut clients = Vec::new();
+        for address in &plan.addresses {
+            let endpoint = Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true);
+            // Several connections: one is a bottleneck of its own.
+            for _ in 0..2 {
+                clients.push(KvClient::new(endpoint.connect().await?));
+            }
+        }
+        let seen = Arc::new(Seen::default());
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut tasks = JoinSet::new();
+        match plan.rate {
+            None => {
+                for n in 0..CLIENTS_OF_A_LOOP {
+                    let (plan, seen, stop) = (plan.clone(), Arc::clone(&seen), Arc::clone(&stop));
+                    let client = clients[n % clients.len()].clone();
+                    tasks.spawn(async move {
+                        let mut number = n as u64;
+                        while !stop.load(Ordering::Relaxed) {
+                            write(client.clone(), &plan, number, Instant::now(), &seen).await;
+                            number += CLIENTS_OF_A_LOOP as u64;
+                        }
+                    });
+                }
+            }
+            Some(rate) => {
+                let (plan, seen, stop) = (plan.clone(), Arc::clone(&seen), Arc::clone(&stop));
+                tasks.spawn(async move {
+                    let (start, mut number) = (Instant::now(), 0u64);
+                    let mut writes = JoinSet::new();
+                    while !stop.load(Ordering::Relaxed) {
+                        let due = start + Duration::from_secs_f64(number as f64 / rate.max(1e-3));
+                        tokio::time::sleep_until(due).await;
+                        let client = clients[number as usize % clients.len()].clone();
+                        let (plan, seen) = (plan.clone(), Arc::clone(&seen));
+                        writes.spawn(async move { write(client, &plan, number, due, &seen).await });
+                        while writes.try_join_next().is_some() {}
+                        number += 1;
+                    }
+                });
+            }
+        }
+        Ok(Self { seen, since: Instant::now(), stop, tasks })
+    }
+
+    /// What was answered since the last time.
+    pub(crate) fn take(&mut self) -> Figures {
+        let now = Instant::now();
+        let seconds = (now - std::mem::replace(&mut self.since, now)).as_secs_f64();
+        let mut latencies =
+            std::mem::take(&mut *self.seen.latencies.lock().unwrap_or_else(PoisonError::into_inner));
+        latencies.sort_unstable();
+        Figures { seconds, latencies, failed: self.seen.failed.swap(0, Ordering::Relaxed) }
+    }
+
+    /// Lets it run for a while and returns what it saw meanwhile.
+    pub(crate) async fn watch(&mut self, length: Duration) -> Figures {
+        let _ = self.take();
+        tokio::time::sleep(length).await;
+        self.take()
+    }
+
+    pub(crate) async fn end(mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.tasks.abort_all();
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+async fn write(mut client: KvClient<Channel>, plan: &Plan, number: u64, due: Instant, seen: &Seen) {
+    let keyspace = &plan.keyspaces[(number % plan.keyspaces.len() as u64) as usize];
+    let put = PutRequest {
+        key: format!("key{}", number % 1000).into_bytes().into(),
+        value: vec![b'x'; plan.value_bytes].into(),
+        ..PutRequest::default()
+    };
+    let mut request = Request::new(put);
+    let class = if plan.elastic { "elastic" } else { "regular" };
+    for (name, value) in [("pontoon-keyspace", keyspace.as_str()), ("pontoon-class", class)] {
+        if let Ok(value) = value.parse() {
+            request.metadata_mut().insert(name, value);
+        }
+    }
+    match tokio::time::timeout(PATIENCE, client.put(request)).await {
+        Ok(Ok(_)) => seen.latencies.lock().unwrap_or_else(PoisonError::into_inner).push(due.elapsed()),
+        Ok(Err(_)) | Err(_) => {
+            seen.failed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
