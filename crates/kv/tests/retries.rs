@@ -3,7 +3,7 @@
 mod support;
 
 use pontoon_kv::{WriteId, outcome};
-use pontoon_node::error::ProposeError;
+use pontoon_node::error::{ProposeError, StopReason};
 use pontoon_proto::etcdserverpb::compare::{CompareTarget, TargetUnion};
 use pontoon_proto::etcdserverpb::kv_client::KvClient;
 use pontoon_proto::etcdserverpb::maintenance_client::MaintenanceClient;
@@ -118,7 +118,7 @@ async fn what_was_surely_not_executed_says_so() {
         (ProposeError::NoLeader, true),
         (ProposeError::Dropped, true),
         (ProposeError::TimedOut, false),
-        (ProposeError::Stopped { reason: "a test" }, false),
+        (ProposeError::Stopped { reason: StopReason::DiskFailed }, false),
     ] {
         server.consensus.0.lock().unwrap().propose_error = Some(error.clone());
         for request in [Request::new(put("k", "v")), named(&name, put("k", "v"))] {

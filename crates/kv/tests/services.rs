@@ -3,7 +3,7 @@
 mod support;
 
 use pontoon_kv::EtcdError;
-use pontoon_node::error::{ProposeError, ReadError};
+use pontoon_node::error::{ProposeError, ReadError, StopReason};
 use pontoon_proto::etcdserverpb::cluster_client::ClusterClient;
 use pontoon_proto::etcdserverpb::compare::{CompareTarget, TargetUnion};
 use pontoon_proto::etcdserverpb::kv_client::KvClient;
@@ -183,7 +183,11 @@ async fn failures_of_consensus_are_told_as_etcd_tells_them() {
         ),
         (ProposeError::NoLeader, Code::Unavailable, "etcdserver: no leader"),
         (ProposeError::TimedOut, Code::Unavailable, "etcdserver: request timed out"),
-        (ProposeError::Stopped { reason: "r" }, Code::Unavailable, "etcdserver: server stopped"),
+        (
+            ProposeError::Stopped { reason: StopReason::Stopping },
+            Code::Unavailable,
+            "etcdserver: server stopped",
+        ),
         (ProposeError::Dropped, Code::Unavailable, "etcdserver: leader changed"),
     ];
     for (error, code, message) in cases {

@@ -15,7 +15,7 @@ use pontoon_raft_core::types::{GroupId, LogIndex, Payload, ReplicaId, SnapshotMe
 use pontoon_storage::LogStore;
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::error::ProposeError;
+use crate::error::{ProposeError, StopReason};
 use crate::link_timers::LinkTimers;
 use crate::proposals::EntryIds;
 use crate::shard::Input;
@@ -189,7 +189,7 @@ impl Worker {
             }
             Err(error) => {
                 tracing::error!(%group, error = &error as &dyn std::error::Error, "the replica stops: its state machine failed");
-                applier.shared.stop("its state machine failed");
+                applier.shared.stop(StopReason::MachineFailed);
                 let _ = applier.inbox.send(Input::MachineFailed { group });
             }
         }

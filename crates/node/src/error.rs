@@ -8,6 +8,29 @@ use pontoon_transport::ProposalOutcome;
 
 use crate::lineage::LineageError;
 
+/// Why requests are not taken any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StopReason {
+    /// The store is being shut down.
+    #[error("it is stopping")]
+    Stopping,
+    /// The replica was closed: the group is deleted, or goes on elsewhere.
+    #[error("the group was closed")]
+    Closed,
+    /// A write or a sync failed. Nothing is acknowledged until a restart.
+    #[error("its disk has failed")]
+    DiskFailed,
+    /// The group's state machine failed. This replica applies nothing until a restart.
+    #[error("its state machine has failed")]
+    MachineFailed,
+    /// The store of the leader, to which the command was passed on, takes none.
+    #[error("the leader's store refuses commands")]
+    LeaderRefuses,
+    /// The operating system gave no random numbers, so nothing can be named.
+    #[error("it has no random numbers")]
+    NoRandomNumbers,
+}
+
 /// Why a proposal has no reply.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
@@ -39,11 +62,12 @@ pub enum ProposeError {
     /// The outcome is unknown: the command may still be executed.
     #[error("timed out; the outcome is unknown")]
     TimedOut,
-    /// The store is stopping or its disk has failed.
+    /// The store takes no requests any more, or this group's replica does not. The command may still be executed, if a leader
+    /// had taken it.
     #[error("this store has stopped taking requests: {reason}")]
     Stopped {
         /// Why.
-        reason: &'static str,
+        reason: StopReason,
     },
     /// The group's leader is on another store, and the request has to be made there.
     #[error("not the leader")]
@@ -61,6 +85,9 @@ impl ProposeError {
             Self::Overloaded { .. } | Self::NoSpace { .. } => CommandStatus::Overloaded,
             Self::Dropped => CommandStatus::LostLeadership,
             Self::TimedOut => CommandStatus::TimedOut,
+            Self::Stopped { reason: StopReason::DiskFailed | StopReason::MachineFailed } => {
+                CommandStatus::IoError
+            }
             Self::Stopped { .. } => CommandStatus::Shutdown,
         }
     }
@@ -72,7 +99,7 @@ impl ProposeError {
             ProposalOutcome::Overloaded => {
                 Self::Overloaded { what: "the leader's budget of uncommitted bytes" }
             }
-            ProposalOutcome::Failed { .. } => Self::Stopped { reason: "the leader's store refuses commands" },
+            ProposalOutcome::Failed { .. } => Self::Stopped { reason: StopReason::LeaderRefuses },
             // These refuse nothing for good.
             ProposalOutcome::NotLeader { .. } | ProposalOutcome::NotSent => Self::NoLeader,
             ProposalOutcome::Accepted { .. } | ProposalOutcome::InProgress => Self::TimedOut,
@@ -98,11 +125,11 @@ pub enum ReadError {
     /// Leadership could not be confirmed within the time limit.
     #[error("no leader confirmed the read within the time limit")]
     TimedOut,
-    /// The store is stopping or its disk has failed.
+    /// The store takes no requests any more, or this group's replica does not.
     #[error("this store has stopped taking requests: {reason}")]
     Stopped {
         /// Why.
-        reason: &'static str,
+        reason: StopReason,
     },
 }
 
@@ -262,10 +289,15 @@ mod tests {
             (ProposeError::NoLeader, Some(false)),
             (ProposeError::NotLeader { leader: None }, Some(false)),
             (ProposeError::TimedOut, None),
-            (ProposeError::Stopped { reason: "a test" }, None),
+            (ProposeError::Stopped { reason: StopReason::Stopping }, None),
+            (ProposeError::Stopped { reason: StopReason::DiskFailed }, None),
         ];
         for (error, executed) in errors {
             assert_eq!(error.status().executed(), executed, "{error}");
         }
+        let status = |reason| ProposeError::Stopped { reason }.status();
+        assert_eq!(status(StopReason::DiskFailed), CommandStatus::IoError);
+        assert_eq!(status(StopReason::MachineFailed), CommandStatus::IoError);
+        assert_eq!(status(StopReason::Stopping), CommandStatus::Shutdown);
     }
 }

@@ -30,7 +30,7 @@ mod waking;
 mod work_class;
 
 pub use config::NodeConfig;
-pub use error::{ChangeMembersError, OpenGroupError, ProposeError, ReadError, StartError};
+pub use error::{ChangeMembersError, OpenGroupError, ProposeError, ReadError, StartError, StopReason};
 pub use failure::{FailureTest, FailuresForbidden, UnknownFailureTest};
 pub use flow::FlowView;
 pub use lineage::{create_joining_lineage, create_lineage};

@@ -18,7 +18,7 @@ use crate::apply::{Applier, ApplyHandle, ApplyPool, Work, meta_at};
 use crate::clock::Clock;
 use crate::config::NodeConfig;
 use crate::doubts::Doubts;
-use crate::error::{OpenGroupError, ProposeError, ReadError, StartError};
+use crate::error::{OpenGroupError, ProposeError, ReadError, StartError, StopReason};
 use crate::failure::{FailureTest, Failures, FailuresForbidden};
 use crate::flow::{Flow, FlowView, GroupFlow};
 use crate::group_host::{GroupHost, LogSize};
@@ -72,6 +72,14 @@ struct Inner {
     reads: Arc<Budget>,
     stopping: AtomicBool,
     threads: Mutex<Option<(ApplyPool, Vec<JoinHandle<()>>)>>,
+}
+
+impl Inner {
+    /// Why nothing is taken for a group any more, if that is so.
+    fn stopped(&self, shared: &GroupShared) -> Option<StopReason> {
+        let stopping = || self.stopping.load(Ordering::Relaxed).then_some(StopReason::Stopping);
+        shared.stopped().or_else(stopping)
+    }
 }
 
 /// How a replica that the log store does not have yet begins.
@@ -504,8 +512,8 @@ impl Node {
     pub async fn propose_as(&self, group: GroupId, class: Class, data: Bytes) -> Result<Bytes, ProposeError> {
         let inner = &self.inner;
         let shared = self.shared(group).ok_or(ProposeError::NoReplica { group })?;
-        if inner.stopping.load(Ordering::Relaxed) || shared.is_stopped() {
-            return Err(ProposeError::Stopped { reason: "it is stopping, or its disk has failed" });
+        if let Some(reason) = inner.stopped(&shared) {
+            return Err(ProposeError::Stopped { reason });
         }
         let _place = inner
             .proposals
@@ -521,18 +529,18 @@ impl Node {
         let (reply, mut answer) = oneshot::channel();
         shared.waiters.lock().insert(id, Waiter::new(reply, class, data));
         let _gone = Forget { shared: &shared, id };
-        if shared.is_stopped() {
+        if let Some(reason) = shared.stopped() {
             // It stopped between the first look and the insertion, and has answered those who were there.
-            return Err(ProposeError::Stopped { reason: "it is stopping, or its disk has failed" });
+            return Err(ProposeError::Stopped { reason });
         }
         inner.shards[shared.shard]
             .send(Input::Propose { group, id })
-            .map_err(|_| ProposeError::Stopped { reason: "it is stopping" })?;
+            .map_err(|_| ProposeError::Stopped { reason: StopReason::Stopping })?;
         let mut deadline = tokio::time::Instant::now() + inner.config.propose_timeout;
         loop {
             match tokio::time::timeout_at(deadline, &mut answer).await {
                 Ok(Ok(result)) => return result,
-                Ok(Err(_)) => return Err(ProposeError::Stopped { reason: "the group was closed" }),
+                Ok(Err(_)) => return Err(ProposeError::Stopped { reason: StopReason::Closed }),
                 Err(_) => {}
             }
             // Taken away and judged at once, so that nobody can hand it to a leader in between.
@@ -561,8 +569,8 @@ impl Node {
     pub async fn read_barrier(&self, group: GroupId) -> Result<LogIndex, ReadError> {
         let inner = &self.inner;
         let shared = self.shared(group).ok_or(ReadError::NoReplica { group })?;
-        if inner.stopping.load(Ordering::Relaxed) || shared.is_stopped() {
-            return Err(ReadError::Stopped { reason: "it is stopping, or its disk has failed" });
+        if let Some(reason) = inner.stopped(&shared) {
+            return Err(ReadError::Stopped { reason });
         }
         let _place = inner
             .reads
@@ -571,10 +579,10 @@ impl Node {
         let (reader, answer) = oneshot::channel();
         inner.shards[shared.shard]
             .send(Input::Read { group, reader })
-            .map_err(|_| ReadError::Stopped { reason: "it is stopping" })?;
+            .map_err(|_| ReadError::Stopped { reason: StopReason::Stopping })?;
         match tokio::time::timeout(inner.config.read_timeout, answer).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(ReadError::Stopped { reason: "the group was closed" }),
+            Ok(Err(_)) => Err(ReadError::Stopped { reason: StopReason::Closed }),
             Err(_) => Err(ReadError::TimedOut),
         }
     }
@@ -707,7 +715,7 @@ impl Node {
                 .into_values()
                 .collect();
         for shared in groups {
-            shared.stop("it is stopping");
+            shared.stop(StopReason::Stopping);
             let _ = self.inner.shards[shared.shard].send(Input::Close { group: shared.id, done: None });
         }
         let threads = self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner).take();

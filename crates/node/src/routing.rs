@@ -283,10 +283,9 @@ pub(crate) fn finish_read(host: &mut GroupHost, context: u64, index: Option<LogI
         None => {
             // Whoever has given up is gone; the others ask again soon.
             let waiting = batch.readers.into_iter().filter(|reader| !reader.is_closed());
-            if host.shared.is_stopped() {
-                let stopped = ReadError::Stopped { reason: "its disk or its state machine has failed" };
+            if let Some(reason) = host.shared.stopped() {
                 for reader in waiting {
-                    let _ = reader.send(Err(stopped.clone()));
+                    let _ = reader.send(Err(ReadError::Stopped { reason }));
                 }
                 return;
             }

@@ -26,7 +26,7 @@ use crate::apply::{ApplyHandle, SnapshotBox, Work};
 use crate::clock::Clock;
 use crate::config::NodeConfig;
 use crate::doubts::Doubts;
-use crate::error::{ProposeError, ReadError};
+use crate::error::{ProposeError, ReadError, StopReason};
 use crate::failure::{FailureTest, Failures};
 use crate::flow::{self, Flow, Happened};
 use crate::group_host::{Election, GroupHost};
@@ -313,7 +313,7 @@ impl Shard {
             Input::Close { group, done } => {
                 if let Some(mut host) = self.groups.remove(&group) {
                     host.flow.close(group, &self.flow);
-                    host.shared.stop("the group was closed");
+                    host.shared.stop(StopReason::Closed);
                     self.timers.set(group, None);
                     self.apply.send(host.shared.worker, Work::Close(group, done));
                 }
@@ -523,7 +523,7 @@ impl Shard {
         }
         for host in self.groups.values_mut() {
             host.core.persist_failed();
-            host.shared.stop("its disk failed");
+            host.shared.stop(StopReason::DiskFailed);
             mark(&mut self.dirty, host);
         }
     }

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use pontoon_raft_core::types::{GroupId, LogIndex, StoreId};
 use tokio::sync::oneshot;
 
-use crate::error::ReadError;
+use crate::error::{ProposeError, ReadError, StopReason};
 use crate::proposals::Waiters;
 
 /// The answer to a read barrier: everything up to here is applied on this store.
@@ -35,7 +35,8 @@ pub(crate) struct GroupShared {
     /// Reads whose index is confirmed and not yet applied here.
     readers: Mutex<BTreeMap<LogIndex, Vec<oneshot::Sender<ReadResult>>>>,
     /// Set once the replica cannot go on (its state machine failed, or it was closed).
-    stopped: AtomicBool,
+    /// Why it takes nothing any more; the first reason stays.
+    stopped: OnceLock<StopReason>,
 }
 
 impl GroupShared {
@@ -51,7 +52,7 @@ impl GroupShared {
             leader: AtomicU64::new(0),
             waits_for_room: AtomicBool::new(false),
             readers: Mutex::default(),
-            stopped: AtomicBool::new(false),
+            stopped: OnceLock::new(),
         }
     }
 
@@ -123,14 +124,15 @@ impl GroupShared {
         self.waits_for_room.store(waits, Ordering::Relaxed);
     }
 
-    pub(crate) fn is_stopped(&self) -> bool {
-        self.stopped.load(Ordering::Relaxed)
+    /// Why requests are not taken any more, if that is so.
+    pub(crate) fn stopped(&self) -> Option<StopReason> {
+        self.stopped.get().copied()
     }
 
     /// Marks the replica as unable to go on and answers everybody who waits on it.
-    pub(crate) fn stop(&self, reason: &'static str) {
-        self.stopped.store(true, Ordering::Relaxed);
-        self.waiters.finish_all(&crate::error::ProposeError::Stopped { reason });
+    pub(crate) fn stop(&self, reason: StopReason) {
+        let reason = *self.stopped.get_or_init(|| reason);
+        self.waiters.finish_all(&ProposeError::Stopped { reason });
         let readers = std::mem::take(&mut *self.readers.lock().unwrap_or_else(PoisonError::into_inner));
         for reader in readers.into_values().flatten() {
             let _ = reader.send(Err(ReadError::Stopped { reason }));

@@ -8,7 +8,7 @@ use pontoon_kv::consensus::{
     Consensus, MemberChange, MemberChangeError, MemberInfo, MoveLeaderError, ReplicaStatus,
 };
 use pontoon_node::meta::{DEFAULT_GROUP, META_GROUP, Registry, StoreRecord, StoreState, meta_command};
-use pontoon_node::{Node, ProposeError, ReadError};
+use pontoon_node::{Node, ProposeError, ReadError, StopReason};
 use pontoon_raft_core::types::{GroupId, LogIndex, StoreId, Term};
 use pontoon_storage::Header;
 use tokio::sync::watch;
@@ -105,7 +105,7 @@ impl Consensus for NodeConsensus {
         let (change, adds) = match change {
             MemberChange::Add { peer_address, learner } => {
                 let store = compose::random_id()
-                    .map_err(|_| ProposeError::Stopped { reason: "it has no random numbers" })?;
+                    .map_err(|_| ProposeError::Stopped { reason: StopReason::NoRandomNumbers })?;
                 let place = StoreRecord { store, peer_address, learner, ..StoreRecord::default() };
                 (Change::ReserveStore(place), true)
             }
