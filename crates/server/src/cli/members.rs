@@ -72,7 +72,9 @@ pub(crate) async fn leave(args: LeaveArgs, global: &Global) -> anyhow::Result<()
     let answer =
         ask(global, Repeat::MightDoItTwice, async |client| client.leave(LeaveRequest {}).await).await?;
     let others = stores.stores.iter().filter(|s| s.store != answer.store);
-    let endpoints: Vec<HostPort> = others.filter_map(|s| s.client.parse().ok()).collect();
+    // Those that were named, too: what stores tell clients need not be what reaches them from here.
+    let known = others.filter_map(|s| s.client.parse::<HostPort>().ok());
+    let endpoints = known.chain(global.endpoints.iter().cloned()).collect();
     let others = Global { endpoints, ..global.clone() };
     let left = Gone { store: Hex(answer.store), name: answer.name, state: "left" };
     gone(left, args.wait, global, &others).await
