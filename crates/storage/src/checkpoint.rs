@@ -14,7 +14,7 @@ use pontoon_raft_core::types::{GroupId, LogIndex};
 
 use crate::codec;
 use crate::cold::{self, Changes, Meta, Tombstone};
-use crate::index::{CLEAN, ColdGarbage, Place};
+use crate::index::{CLEAN, ColdGarbage, GroupIndex, Place};
 use crate::journal::segment::Segment;
 use crate::state::Shared;
 use crate::stats::Counters;
@@ -141,13 +141,16 @@ impl<'a> Checkpoint<'a> {
         self.finish()
     }
 
-    /// The groups with something in the oldest segment that the cold tier lacks.
+    /// The groups with something in the oldest segment that the cold tier lacks, and those of which it counts entries that are
+    /// gone: recovery must find every entry that is counted, and some of them may have been in this segment.
     fn groups(&self) -> Vec<GroupId> {
         let state = self.shared.lock();
         let mut ids: Vec<_> = state
             .groups
             .iter()
-            .filter(|(_, g)| g.dirty < self.batches.end || !g.entries_of(&self.batches).is_empty())
+            .filter(|(_, g)| {
+                g.dirty < self.batches.end || g.begins_later || !g.entries_of(&self.batches).is_empty()
+            })
             .map(|(id, _)| *id)
             .collect();
         ids.sort_unstable();
@@ -165,9 +168,8 @@ impl<'a> Checkpoint<'a> {
                 let as_of = next_batch - 1;
                 let Some(group) = state.groups.get_mut(&id) else { return Ok(()) };
                 self.as_of = as_of;
-                if group.dirty < self.batches.end {
-                    self.changes.put(cold::meta_key(id), Meta::of(group, as_of).encode());
-                    group.dirty = CLEAN;
+                if group.dirty < self.batches.end || group.begins_later {
+                    put_meta(&mut self.changes, id, group, as_of);
                 }
                 let range = group.entries_of(&self.batches);
                 let mut bytes = self.changes.bytes;
@@ -219,10 +221,7 @@ impl<'a> Checkpoint<'a> {
             tomb.dirty = CLEAN;
             self.changes.put(cold::tombstone_key(id), Tombstone { as_of, replica: tomb.replica }.encode());
             match state.groups.get_mut(&id) {
-                Some(group) => {
-                    self.changes.put(cold::meta_key(id), Meta::of(group, as_of).encode());
-                    group.dirty = CLEAN;
-                }
+                Some(group) => put_meta(&mut self.changes, id, group, as_of),
                 None => self.changes.remove(cold::meta_key(id)),
             }
             self.as_of = as_of;
@@ -245,14 +244,33 @@ impl<'a> Checkpoint<'a> {
 
     /// Applies what was gathered, and removes what nobody needs any more.
     fn flush(&mut self) -> Result<(), Failure> {
+        let mut first = Changes::default();
         let garbage = {
-            let mut state = self.shared.lock();
+            let mut guard = self.shared.lock();
+            let state = &mut *guard;
             // Dropped by batches to this one: an entry may only go when its dropping is durable.
             self.as_of = state.next_batch - 1;
-            mem::take(&mut state.garbage)
+            let garbage = mem::take(&mut state.garbage);
+            for part in garbage.chunk_by(|a, b| a.group == b.group) {
+                let id = part[0].group;
+                if let Some(group) = state.groups.get_mut(&id) {
+                    // In place of an older one among the copies, too.
+                    put_meta(&mut self.changes, id, group, self.as_of);
+                    put_meta(&mut first, id, group, self.as_of);
+                } else if let Some(tomb) = state.tombs.get(&id) {
+                    let tombstone = Tombstone { as_of: self.as_of, replica: tomb.replica };
+                    first.put(cold::tombstone_key(id), tombstone.encode());
+                    first.remove(cold::meta_key(id));
+                }
+            }
+            garbage
         };
         if !garbage.is_empty() {
             self.wait_durable()?;
+        }
+        // Nothing is removed that is still counted: a crash in between must not look like a loss.
+        if !first.is_empty() {
+            self.apply(first)?;
         }
         // Before the copies: an entry that is put now may have the index of one that is removed.
         for ColdGarbage { group, range } in garbage {
@@ -361,6 +379,13 @@ impl<'a> Checkpoint<'a> {
         shared.spare_work.notify();
         Ok(())
     }
+}
+
+/// Says in `changes` how a group is, as of a batch.
+fn put_meta(changes: &mut Changes, id: GroupId, group: &mut GroupIndex, as_of: u64) {
+    changes.put(cold::meta_key(id), Meta::of(group, as_of).encode());
+    group.dirty = CLEAN;
+    group.begins_later = false;
 }
 
 impl Pace {

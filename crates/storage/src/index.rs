@@ -106,6 +106,8 @@ pub(crate) struct GroupIndex {
     terms: Vec<(LogIndex, Term)>,
     /// The first batch with a change to this group that sled does not have; `CLEAN` if there is none.
     pub(crate) dirty: u64,
+    /// The log begins later than sled knows: what sled says of the group counts entries that are gone.
+    pub(crate) begins_later: bool,
 }
 
 fn encode_meta(meta: &SnapshotMeta) -> Box<[u8]> {
@@ -126,6 +128,7 @@ impl GroupIndex {
             places: VecDeque::new(),
             terms: Vec::new(),
             dirty: CLEAN,
+            begins_later: false,
         }
     }
 
@@ -330,6 +333,7 @@ impl GroupIndex {
         self.base_index = meta.index;
         self.base_term = meta.term;
         self.base = encode_meta(meta);
+        self.begins_later = true;
         self.commit = self.commit.max(meta.index);
     }
 

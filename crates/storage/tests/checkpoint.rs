@@ -59,6 +59,47 @@ fn entries_per_round() -> u64 {
     std::env::var("PONTOON_SPACE_ENTRIES").map_or(20_000, |n| n.parse().unwrap())
 }
 
+/// A long log lies in the cold tier, and is compacted; wherever the checkpoints are by then, the store opens again. (Its
+/// entries were removed while the cold tier still counted them, and the next opening took that for a claim that cannot be:
+/// found by the ten rounds below at their full size.)
+#[test]
+fn a_long_log_that_was_compacted_opens_again_at_any_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = Options::default();
+    options.segment_bytes = 64 << 10;
+    options.live_segments_max = 2;
+    options.checkpoint_bytes_per_second = 1 << 30;
+    let (mut store, _) = LogStore::open(dir.path(), options.clone()).unwrap();
+    put(&store, vec![create(1), create(2)]).unwrap();
+    let (mut first, mut entries) = (1, 0);
+    let mut fill = |store: &LogStore, rounds: u64| {
+        for _ in 0..rounds {
+            put(store, vec![append(1, first, 200, 1, 60)]).unwrap();
+            first += 200;
+            let began = std::time::Instant::now();
+            while store.stats().live_segments > 3 {
+                assert!(began.elapsed() < std::time::Duration::from_secs(60), "{:?}", store.stats());
+                std::thread::yield_now();
+            }
+        }
+        first - 1
+    };
+    for rounds_after in [1, 3, 4, 5, 7] {
+        let last = fill(&store, 100);
+        entries = entries.max(store.stats().checkpoint_entries);
+        compact_to(&store, 1, last - 10);
+        fill(&store, rounds_after);
+        store.close();
+        store = LogStore::open(dir.path(), options.clone()).expect("it was closed in order").0;
+        let kept = all_entries(&store, 1).len() as u64;
+        assert_eq!(kept, 10 + 200 * rounds_after, "after {rounds_after} rounds");
+        // The next turn begins without a backlog.
+        let last = fill(&store, 0);
+        compact_to(&store, 1, last);
+    }
+    assert!(entries > 10_000, "most of it went through sled: {entries}");
+}
+
 /// `PONTOON_SPACE_ENTRIES=100000 cargo test --release` makes it a million in all.
 #[test]
 fn ten_times_append_and_compact_stays_bounded_on_disk() {
@@ -73,28 +114,38 @@ fn ten_times_append_and_compact_stays_bounded_on_disk() {
     put(&store, vec![create(1), create(2), append(2, 1, 3, 1, 100)]).unwrap();
     let mut sizes = Vec::new();
     let (mut first, per_round) = (1, entries_per_round());
+    // However slow the disk is: what is compacted too early does not go through sled.
+    let wait_for_checkpoints = || {
+        let began = std::time::Instant::now();
+        while store.stats().live_segments > 4 {
+            assert!(began.elapsed() < std::time::Duration::from_secs(60), "{:?}", store.stats());
+            std::thread::yield_now();
+        }
+    };
     for _ in 0..10 {
         for _ in 0..per_round / 200 {
             put(&store, vec![append(1, first, 200, 1, 60)]).unwrap();
             first += 200;
-            // However slow the disk is: what is compacted too early does not go through sled.
-            let began = std::time::Instant::now();
-            while store.stats().live_segments > 4 {
-                assert!(began.elapsed() < std::time::Duration::from_secs(60), "{:?}", store.stats());
-                std::thread::yield_now();
-            }
+            wait_for_checkpoints();
         }
         // A few stay, as for a follower that lags.
         compact_to(&store, 1, first - 1 - 10);
         sizes.push(disk_bytes(dir.path()) >> 20);
     }
-    // Garbage is removed, and sled rewritten, by the checkpoints that follow.
+    // Garbage is removed, and sled rewritten, by the checkpoints that follow. What is left fits the bound of
+    // amplification, with the slack.
+    let given_back = |stats: &pontoon_storage::Stats| {
+        stats.cold_rewrites > 0
+            && stats.cold_live_bytes <= 4 << 20
+            && stats.cold_disk_bytes <= 8 * stats.cold_live_bytes + (24 << 20)
+    };
     let began = std::time::Instant::now();
-    while store.stats().cold_rewrites == 0 || store.stats().cold_live_bytes > 4 << 20 {
+    while !given_back(&store.stats()) {
         assert!(began.elapsed() < std::time::Duration::from_secs(60), "{:?}", store.stats());
         put(&store, vec![append(1, first, 200, 1, 60)]).unwrap();
         first += 200;
         compact_to(&store, 1, first - 1 - 10);
+        wait_for_checkpoints();
     }
     sizes.push(disk_bytes(dir.path()) >> 20);
     let stats = store.stats();
@@ -102,9 +153,8 @@ fn ten_times_append_and_compact_stays_bounded_on_disk() {
         "MiB on disk after each round of {per_round}: {sizes:?}; {} rewrites, {} entries went through sled",
         stats.cold_rewrites, stats.checkpoint_entries
     );
-    // Most of it went that way, and it is gone: what is left fits the bound of amplification, with the slack.
+    // Most of it went that way, and it is gone.
     assert!(stats.checkpoint_entries > 5 * per_round, "{stats:?}");
-    assert!(stats.cold_disk_bytes <= 8 * stats.cold_live_bytes + (24 << 20), "{stats:?}");
     // Not more in the end than in the middle, plus two segments of sled.
     assert!(sizes[9] <= sizes[4] * 3 / 2 + 16 && sizes[10] <= sizes[4] + 16, "{sizes:?}");
     assert_eq!(all_entries(&store, 1).len(), 10);
