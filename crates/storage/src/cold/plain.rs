@@ -23,9 +23,9 @@ pub(crate) struct PlainCold {
 struct State {
     map: BTreeMap<Vec<u8>, Vec<u8>>,
     end: u64,
-    /// The checksum of the last batch, which the next one names: what an earlier life wrote behind a batch that was lost never
-    /// follows from the one that took its place.
-    last: u32,
+    /// Bytes that lie behind the end: what an earlier life wrote after a batch that was lost. A new batch as long as that one
+    /// would bring them back, so they are wiped out first.
+    left_over: usize,
 }
 
 impl PlainCold {
@@ -37,8 +37,11 @@ impl PlainCold {
         };
         let mut bytes = vec![0; file.len()? as usize];
         file.read_at(0, &mut bytes)?;
-        let mut state = State { map: BTreeMap::new(), end: 0, last: 0 };
-        while replay(&bytes[state.end as usize..], &mut state).is_some() {}
+        let mut state = State { map: BTreeMap::new(), end: 0, left_over: 0 };
+        while let Some(used) = replay(&bytes[state.end as usize..], &mut state.map) {
+            state.end += used as u64;
+        }
+        state.left_over = bytes.len() - state.end as usize;
         Ok(Self { file, state: Mutex::new(state) })
     }
 
@@ -47,15 +50,11 @@ impl PlainCold {
     }
 }
 
-/// Reads one batch: length, checksum, the checksum of the batch before, then kind, key and value of each change.
-fn replay(bytes: &[u8], state: &mut State) -> Option<()> {
+/// Reads one batch: length, checksum, then kind, key and value of each change.
+fn replay(bytes: &[u8], map: &mut BTreeMap<Vec<u8>, Vec<u8>>) -> Option<usize> {
     let mut d = Decoder::new(bytes);
     let sealed = d.bytes().ok().filter(|b| !b.is_empty())?;
     let mut inside = Decoder::new(codec::unsealed(sealed).ok()?);
-    if inside.u32().ok()? != state.last {
-        return None;
-    }
-    let map = &mut state.map;
     while !inside.is_empty() {
         let put = inside.flag().ok()?;
         let key = inside.bytes().ok()?.to_vec();
@@ -65,16 +64,12 @@ fn replay(bytes: &[u8], state: &mut State) -> Option<()> {
             map.remove(&key);
         }
     }
-    state.end += 4 + sealed.len() as u64;
-    state.last = Decoder::new(sealed).u32().ok()?;
-    Some(())
+    Some(4 + sealed.len())
 }
 
 impl Cold for PlainCold {
     fn apply(&self, changes: Changes) -> io::Result<()> {
-        let mut state = self.lock();
         let mut inside = Vec::new();
-        codec::put_u32(&mut inside, state.last);
         for (key, value) in changes.iter() {
             inside.push(u8::from(value.is_some()));
             codec::put_bytes(&mut inside, key);
@@ -82,12 +77,16 @@ impl Cold for PlainCold {
                 codec::put_bytes(&mut inside, value);
             }
         }
-        let sealed = codec::sealed(&inside);
         let mut bytes = Vec::new();
-        codec::put_bytes(&mut bytes, &sealed);
+        codec::put_bytes(&mut bytes, &codec::sealed(&inside));
+        let mut state = self.lock();
+        if state.left_over > 0 {
+            self.file.write_at(state.end, &vec![0; state.left_over])?;
+            self.file.sync()?;
+            state.left_over = 0;
+        }
         self.file.write_at(state.end, &bytes)?;
         state.end += bytes.len() as u64;
-        state.last = Decoder::new(&sealed).u32().expect("it begins with its checksum");
         for (key, value) in changes.into_map() {
             match value {
                 Some(value) => state.map.insert(key, value),
