@@ -116,9 +116,9 @@ fn first_failure(simulated: &Output) -> String {
     )
 }
 
-/// Copies what the explorer and the simulation are built from.
+/// Copies what the explorer and the simulation are built from, and whatever else cargo wants to see of it.
 fn copy_sources(root: &Path, tree: &Path) -> io::Result<()> {
-    for directory in ["crates/raft-core", "crates/sim", "proto"] {
+    for directory in ["crates", "proto"] {
         copy(&root.join(directory), &tree.join(directory))?;
     }
     for file in ["Cargo.lock", "rust-toolchain.toml"] {
