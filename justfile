@@ -37,6 +37,15 @@ weather test *flags:
     cargo build --release --locked -p pontoon-server -p pontoon-sim
     target/release/pontoon-torture weather {{test}} {{flags}}
 
+# 300 groups while a fourth store joins and the first is kicked.
+grow *flags:
+    cargo build --release --locked -p pontoon-server -p pontoon-sim
+    target/release/pontoon-torture grow {{flags}}
+
+# Another commit and this one in one cluster: a rolling upgrade under a checked workload.
+mixed commit *flags:
+    deploy/mixed-build {{commit}} {{flags}}
+
 # The same in containers on a network of their own: stores are cut off, paused, killed, replaced, added and removed.
 containers:
     deploy/local-image pontoon:local
@@ -125,13 +134,14 @@ small-disk:
     TMPDIR="$dir/mounted" PONTOON_SMALL_DISK="$dir/mounted" \
         cargo test --locked -p pontoon-server --test e2e full_disk -- --ignored --nocapture
 
-# Fuzzes the opening of a log store (needs a nightly compiler and cargo-fuzz). No single allocation may have 64 MiB.
+# Fuzzes the opening of a log store (needs cargo-fuzz). No single allocation may have 64 MiB. The variable lets the pinned
+# compiler do what fuzzing needs and only nightly ones do otherwise.
 fuzz-storage seconds="300":
-    cargo +nightly fuzz run open -- -max_total_time={{seconds}} -rss_limit_mb=1024 -malloc_limit_mb=64
+    RUSTC_BOOTSTRAP=1 cargo fuzz run open -- -max_total_time={{seconds}} -rss_limit_mb=1024 -malloc_limit_mb=64
 
 # Fuzzes the gate for what peers send, likewise.
 fuzz-transport seconds="300":
-    cargo +nightly fuzz run gate -- -max_total_time={{seconds}} -rss_limit_mb=1024 -malloc_limit_mb=64
+    RUSTC_BOOTSTRAP=1 cargo fuzz run gate -- -max_total_time={{seconds}} -rss_limit_mb=1024 -malloc_limit_mb=64
 
 # The Raft core in memory; beside raft-rs and openraft in one run (a crate outside the workspace, which compiles for minutes).
 bench-raft:

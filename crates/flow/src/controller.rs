@@ -163,6 +163,7 @@ impl Controller {
             self.next = entry.index.next();
             self.fresh.push(*entry);
         }
+        pools.elastic_began(cost.elastic);
         for (replica, link) in &mut self.links {
             if let Link::Open(stream) = link {
                 stream.fresh += cost;

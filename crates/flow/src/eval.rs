@@ -26,7 +26,8 @@ impl Controller {
     /// Whether commands of `class` may begin. Those that may are to be appended, or given up, before the group is settled.
     ///
     /// A regular command needs a quorum of each set of voters in which the leader, and followers with evaluation tokens and
-    /// without a queue, are counted; an elastic one needs tokens for every follower that is streamed to beside. A follower that
+    /// without a queue, are counted; an elastic one needs tokens for every follower that is streamed to beside, and goes at the
+    /// pace that all elastic work shares. A follower that
     /// is not streamed to cannot be waited for: it counts for nothing, and if so few are streamed to that there is no quorum at
     /// all, what is appended is bounded by Raft's own limit of uncommitted bytes alone.
     pub fn evaluate(&mut self, pools: &mut Pools, class: Class) -> Verdict {
@@ -82,11 +83,19 @@ impl Controller {
             .filter(|(_, link)| matches!(link, Link::Open(_)))
             .map(|(replica, _)| replica.store)
             .collect();
+        if class == Class::Elastic {
+            least = least.min(pools.allowance());
+        }
         if least > 0 {
             let contended = stores.iter().any(|store| pools.is_contended(*store, class, self.group));
             return Verdict::Go { bytes: if contended { least.min(TURN_BYTES) } else { least } };
         }
-        let without: Vec<_> = stores.into_iter().filter(|store| tokens(*store) == 0).collect();
+        let mut without: Vec<_> = stores.iter().copied().filter(|store| tokens(*store) == 0).collect();
+        if without.is_empty() {
+            // There are tokens, so it is the pace that has to be waited for; any store's line will do for that.
+            pools.is_short();
+            without.extend(stores.first());
+        }
         for store in without {
             pools.wait_to_begin(store, class, self.group);
         }

@@ -32,6 +32,9 @@
 //!   one round), and nothing when it has none: then a queue forms, which holds no bytes. Queues are fed by grants of elastic
 //!   tokens, in turn over all groups. If too few followers without a queue would be left for a quorum, the least loaded are
 //!   sent to in spite of their tokens; what is under way in this way to one store, for all groups, has a cap.
+//! - **Yield** ([`Pools::pass`]). All elastic work, catching up and background commands, shares a pace in bytes a second. It follows
+//!   what regular commands take from proposal to answer: it grows while they take as long as usual and shrinks as soon as they
+//!   take longer, down to a floor above what the queues grow by, so that a queue always ends. What is flushed by force has no pace.
 //! - **Come back** ([`Controller::admitted`]). A report names a term and an index for each class ([`Admitted`]). It is cumulative:
 //!   lost, repeated, reordered or late reports are harmless. A leader that holds tokens and hears nothing asks
 //!   ([`Controller::asks`]).
@@ -100,6 +103,8 @@
 //!     let upto = PerClass { regular: LogIndex(last), elastic: LogIndex(last) };
 //!     group.admitted(&mut pools, now, near, Admitted { term: Term(1), upto });
 //!     check(&pools, [&group])?;
+//!     // In each turn of the host's loop: elastic work has its pace. Ten regular commands were answered, after 2 ms each.
+//!     pools.pass(now, 10, 20_000);
 //!     now += 10;
 //! }
 //! let of = |store| pools.views().find(|view| view.store == StoreId(store)).unwrap();
@@ -111,9 +116,9 @@
 //! ```
 //!
 //! # Code map
-//! `class.rs` and `limits.rs` are words and numbers. `pools.rs` is what groups share, `fifo.rs` their turns. `controller.rs` is one
-//! group's events, `stream.rs` what it holds for one follower; `eval.rs` and `plan.rs` are its two decisions. `follower.rs` and
-//! `credits.rs` are the other end. `check.rs` judges all of it.
+//! `class.rs` and `limits.rs` are words and numbers. `pools.rs` is what groups share, `fifo.rs` their turns, `pace.rs` how fast
+//! elastic work goes. `controller.rs` is one group's events, `stream.rs` what it holds for one follower; `eval.rs` and `plan.rs`
+//! are its two decisions. `follower.rs` and `credits.rs` are the other end. `check.rs` judges all of it.
 //!
 //! # Where it differs from its models
 //! The ideas are those of CockroachDB's second replication admission control; these parts are not. A follower knows no class of an
@@ -130,6 +135,7 @@ mod eval;
 mod fifo;
 mod follower;
 mod limits;
+mod pace;
 mod plan;
 mod pools;
 mod stream;
@@ -140,6 +146,8 @@ pub use controller::{Controller, FollowerState};
 pub use credits::Credits;
 pub use eval::Verdict;
 pub use follower::{Admitted, BacklogLimits, LogTracker};
-pub use limits::{ASK_AFTER_MS, Limits, Mode, POOL_BYTES_MAX, POOL_BYTES_MIN, PROBE_GRACE_MS};
+pub use limits::{
+    ASK_AFTER_MS, FORCED_BYTES_MAX, Limits, Mode, POOL_BYTES_MAX, POOL_BYTES_MIN, PROBE_GRACE_MS,
+};
 pub use pools::{Counters, Pools, StoreView};
 pub use stream::EntryCost;

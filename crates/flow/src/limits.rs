@@ -4,6 +4,8 @@
 pub const POOL_BYTES_MIN: u64 = 1 << 20;
 /// The most that a limit of a pool can be set to, in bytes: what every leader's store may have under way to one store.
 pub const POOL_BYTES_MAX: u64 = 64 << 20;
+/// The most that the limit of what is forced can be set to, in bytes.
+pub const FORCED_BYTES_MAX: u64 = 2 * POOL_BYTES_MAX;
 
 /// The least that is granted to a send queue at once: less would send single entries.
 pub(crate) const GRANT_BYTES_MIN: u64 = 4 << 10;
@@ -86,7 +88,7 @@ impl Limits {
         Self {
             regular_bytes,
             elastic_bytes: self.elastic_bytes.clamp(POOL_BYTES_MIN, regular_bytes),
-            forced_bytes: self.forced_bytes.clamp(POOL_BYTES_MIN, 2 * POOL_BYTES_MAX),
+            forced_bytes: self.forced_bytes.clamp(POOL_BYTES_MIN, FORCED_BYTES_MAX),
         }
     }
 }

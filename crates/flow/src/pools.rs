@@ -7,6 +7,7 @@ use pontoon_raft_core::types::{GroupId, ReplicaId, StoreId};
 use crate::class::{Bytes, Class, PerClass};
 use crate::fifo::Fifo;
 use crate::limits::{GRANT_BYTES_MAX, GRANT_BYTES_MIN, GRANT_BYTES_SHARED, Limits, Mode};
+use crate::pace::Pace;
 
 /// One follower of one group, as a pool knows it.
 pub(crate) type StreamKey = (GroupId, ReplicaId);
@@ -112,6 +113,10 @@ pub struct Pools {
     stores: BTreeMap<StoreId, StorePools>,
     wakes: BTreeSet<GroupId>,
     unaccounted: u64,
+    /// Of all elastic work, to whichever store.
+    pace: Pace,
+    /// The destination that had its turn first the last time.
+    first: Option<StoreId>,
 }
 
 impl Pools {
@@ -145,6 +150,35 @@ impl Pools {
     pub fn set_mode(&mut self, mode: Mode) {
         self.mode = mode;
         self.dispatch_all();
+    }
+
+    /// It is `now`: elastic work goes on at its pace. Since the last time `commands` regular commands were answered, which took
+    /// `micros` microseconds altogether from their proposal to their answer: the pace yields to them. To be called in each turn of
+    /// a host's loop, and when [`next_pass`](Self::next_pass) says so.
+    pub fn pass(&mut self, now: u64, commands: u64, micros: u64) {
+        self.pace.pass(now, commands, micros);
+        if self.next_pass().is_some() {
+            self.dispatch_all();
+        }
+    }
+
+    /// When [`pass`](Self::pass) is to be called at the latest; `None`: no elastic work waits for its pace.
+    #[must_use]
+    pub fn next_pass(&self) -> Option<u64> {
+        let limits = &self.limits;
+        let waits = |pools: &StorePools| {
+            (!pools.queues.is_empty() && pools.send.available(limits, Class::Elastic) > 0)
+                || (!pools.waiting.elastic.is_empty()
+                    && pools.turn.elastic.is_none()
+                    && pools.eval.available(limits, Class::Elastic) > 0)
+        };
+        self.stores.values().any(waits).then(|| self.pace.next_pass())
+    }
+
+    /// The pace of elastic work at present, in bytes a second.
+    #[must_use]
+    pub const fn elastic_bytes_per_second(&self) -> u64 {
+        self.pace.rate()
     }
 
     /// Groups to be looked at, because tokens they waited for are there. Each must be, soon: others wait for their turn
@@ -223,6 +257,21 @@ impl Pools {
         self.stores.get(&store).map_or_else(Pool::default, |pools| pools.eval).available(&self.limits, class)
     }
 
+    /// What elastic work may begin now, whatever tokens there are.
+    pub(crate) fn allowance(&self) -> u64 {
+        self.pace.allowance()
+    }
+
+    /// Elastic commands began.
+    pub(crate) fn elastic_began(&mut self, bytes: u64) {
+        self.pace.spend(bytes);
+    }
+
+    /// Elastic commands wait for nothing but the pace.
+    pub(crate) fn is_short(&mut self) {
+        self.pace.is_short();
+    }
+
     /// What may still be forced onto a store.
     pub(crate) fn force_room(&self, store: StoreId) -> u64 {
         self.limits.forced_bytes.saturating_sub(self.stores.get(&store).map_or(0, |pools| pools.forced))
@@ -242,6 +291,7 @@ impl Pools {
 
     /// Regular entries were queued: they wait, and will be sent, as elastic ones.
     pub(crate) fn eval_becomes_elastic(&mut self, store: StoreId, regular: u64) {
+        self.pace.queued(regular);
         self.take_eval(store, Bytes::of(Class::Elastic, regular));
         self.give(store, Held { eval: Bytes::of(Class::Regular, regular), ..Held::default() });
     }
@@ -301,6 +351,7 @@ impl Pools {
     pub(crate) fn give_grant(&mut self, store: StoreId, bytes: u64) {
         let send = Bytes::of(Class::Elastic, bytes);
         self.of(store).counters.deducted -= send;
+        self.pace.give_back(bytes);
         self.give(store, Held { send, ..Held::default() });
     }
 
@@ -351,32 +402,52 @@ impl Pools {
     }
 
     pub(crate) fn dispatch_all(&mut self) {
-        let stores: Vec<_> = self.stores.keys().copied().collect();
-        for store in stores {
+        // Each destination is the first one in turn: they share the pace.
+        let after = self.first.and_then(|first| self.stores.range(first..).nth(1));
+        self.first = after.or_else(|| self.stores.iter().next()).map(|(store, _)| *store);
+        let from = self.first.unwrap_or_default();
+        let (before, after): (Vec<_>, Vec<_>) = self.stores.keys().partition(|store| **store < from);
+        for store in after.into_iter().chain(before) {
             self.dispatch(store);
         }
     }
 
     /// Hands tokens that are there to who waits longest.
     pub(crate) fn dispatch(&mut self, store: StoreId) {
-        let limits = self.limits;
+        let (limits, pace) = (self.limits, &mut self.pace);
         let pools = self.stores.entry(store).or_default();
         while let Ok(available @ 1..) = u64::try_from(pools.send.available(&limits, Class::Elastic)) {
+            if pools.queues.is_empty() {
+                break;
+            }
+            let allowance = pace.allowance();
+            if allowance == 0 {
+                pace.is_short();
+                break;
+            }
             let Some(key) = pools.queues.pop() else { break };
             let most = if pools.queues.is_empty() { GRANT_BYTES_MAX } else { GRANT_BYTES_SHARED };
             let wants = pools.wants.remove(&key).unwrap_or(0);
-            let bytes = available.min(most).min(wants).max(GRANT_BYTES_MIN);
+            let bytes = available.min(most).min(wants).min(allowance).max(GRANT_BYTES_MIN);
             let send = Bytes::of(Class::Elastic, bytes);
+            pace.spend(bytes);
             pools.send.held += send;
             pools.counters.deducted += send;
             pools.grants.insert(key, bytes);
             self.wakes.insert(key.0);
         }
         for class in Class::ALL {
-            if pools.turn.get(class).is_none()
-                && pools.eval.available(&limits, class) > 0
-                && let Some(group) = pools.waiting.get_mut(class).pop()
+            if pools.turn.get(class).is_some()
+                || pools.eval.available(&limits, class) <= 0
+                || pools.waiting.get(class).is_empty()
             {
+                continue;
+            }
+            if class == Class::Elastic && pace.allowance() == 0 {
+                pace.is_short();
+                continue;
+            }
+            if let Some(group) = pools.waiting.get_mut(class).pop() {
                 *pools.turn.get_mut(class) = Some(group);
                 self.wakes.insert(group);
             }

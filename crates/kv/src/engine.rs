@@ -20,6 +20,7 @@ use fjall::{CompressionType, Database, KeyspaceCreateOptions, PersistMode, Reada
 use pontoon_node::state_machine::MachineError;
 use pontoon_raft_core::types::GroupId;
 
+use crate::answers::Answers;
 use crate::background::{Background, Job};
 use crate::creation::Creation;
 use crate::error::StoreError;
@@ -47,6 +48,10 @@ pub struct EngineOptions {
     /// The rest between two background steps, in milliseconds. Default 2. Skipped while a client waits for a
     /// physical compaction.
     pub background_pause_ms: u64,
+    /// Bytes of large answers (more than 64 KiB) that are gathered and sent at a time, and so the most that one answer may
+    /// take; as many again for those of transactions. Default 512 MiB, at least 1 MiB. While an answer is encoded it takes
+    /// up to three times its size. Too small: long lists are refused, or wait for each other.
+    pub answers_bytes_max: u64,
 }
 
 impl Default for EngineOptions {
@@ -57,6 +62,7 @@ impl Default for EngineOptions {
             journal_bytes: 128 << 20,
             background_step_records: 512,
             background_pause_ms: 2,
+            answers_bytes_max: 512 << 20,
         }
     }
 }
@@ -74,6 +80,7 @@ pub(crate) struct Tables {
     pub(crate) control: fjall::Keyspace,
     pub(crate) heads: Arc<Heads>,
     pub(crate) writeback: Arc<Writeback>,
+    pub(crate) answers: Answers,
 }
 
 impl Tables {
@@ -112,6 +119,7 @@ impl Tables {
             control: table("control", 2, false)?,
             heads: Arc::default(),
             writeback: Arc::new(Writeback::start(dir.to_owned())),
+            answers: Answers::new(options.answers_bytes_max),
             db,
         };
         creation.map_or(Ok(()), Creation::done).map_err(fjall::Error::Io)?;

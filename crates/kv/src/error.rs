@@ -2,6 +2,8 @@
 
 use tonic::{Code, Status};
 
+use crate::answers::AnswerFault;
+
 /// What a refusal says of the attempt, in the metadata `pontoon-outcome`: clients decide by it what they may repeat.
 pub mod outcome {
     use tonic::Status;
@@ -82,6 +84,8 @@ pub enum EtcdError {
     WriteIdAhead = 33,
     /// An earlier attempt at the write was executed; its answer was too large to be kept.
     AnswerNotKept = 34,
+    /// The command was executed; its answer was too large for the memory that there is for answers.
+    AnswerTooLarge = 35,
     /// Authentication is to be enabled, and there is no user `root`.
     RootUserNotExist = 40,
     /// Authentication is to be enabled, and `root` is nothing special.
@@ -135,7 +139,7 @@ pub enum EtcdError {
 }
 
 impl EtcdError {
-    const ALL: [Self; 49] = [
+    const ALL: [Self; 50] = [
         Self::EmptyKey,
         Self::KeyNotFound,
         Self::ValueProvided,
@@ -156,6 +160,7 @@ impl EtcdError {
         Self::WriteIdExpired,
         Self::WriteIdAhead,
         Self::AnswerNotKept,
+        Self::AnswerTooLarge,
         Self::NoSpace,
         Self::Corrupt,
         Self::TooManyLeases,
@@ -197,9 +202,11 @@ impl EtcdError {
             Self::LeaseNotFound | Self::MemberNotFound => Code::NotFound,
             Self::NotLeader | Self::BadLeaderTransferee | Self::LeaseExists => Code::FailedPrecondition,
             Self::UnknownCommand => Code::Unimplemented,
-            Self::NoSpace | Self::TooManyLeases | Self::TooManyAlarms | Self::AuthTooLarge => {
-                Code::ResourceExhausted
-            }
+            Self::AnswerTooLarge
+            | Self::NoSpace
+            | Self::TooManyLeases
+            | Self::TooManyAlarms
+            | Self::AuthTooLarge => Code::ResourceExhausted,
             Self::Corrupt => Code::DataLoss,
             Self::RootUserNotExist
             | Self::RootRoleNotExist
@@ -301,6 +308,10 @@ impl EtcdError {
             Self::AnswerNotKept => {
                 "pontoon: the write was executed by an earlier attempt, whose answer was too large to be kept"
             }
+            Self::AnswerTooLarge => {
+                "pontoon: the request was executed, and its answer takes more memory than the store has for answers \
+                 (--answers-bytes-max); do not repeat it: read what it was to return, less at a time"
+            }
         }
     }
 
@@ -322,7 +333,7 @@ impl EtcdError {
     pub(crate) fn status_of_named(self) -> Status {
         let outcome = match self {
             Self::WriteIdExpired | Self::WriteIdAhead => outcome::EXPIRED,
-            Self::AnswerNotKept => outcome::EXECUTED,
+            Self::AnswerNotKept | Self::AnswerTooLarge => outcome::EXECUTED,
             _ => outcome::REFUSED,
         };
         outcome::mark(self.status(), outcome)
@@ -354,6 +365,8 @@ impl StoreError {
 pub(crate) enum Fault {
     /// The client hears of it.
     Request(EtcdError),
+    /// There is no memory for the answer.
+    Answer(AnswerFault),
     /// The replica is broken.
     Store(StoreError),
 }
@@ -361,6 +374,12 @@ pub(crate) enum Fault {
 impl From<EtcdError> for Fault {
     fn from(e: EtcdError) -> Self {
         Self::Request(e)
+    }
+}
+
+impl From<AnswerFault> for Fault {
+    fn from(fault: AnswerFault) -> Self {
+        Self::Answer(fault)
     }
 }
 
@@ -380,6 +399,7 @@ impl Fault {
     pub(crate) fn status(&self) -> Status {
         match self {
             Self::Request(e) => e.status(),
+            Self::Answer(fault) => fault.status(),
             Self::Store(e) => Status::unavailable(format!("etcdserver: server stopped: {e}")),
         }
     }

@@ -51,6 +51,7 @@
 //! # Where etcd differs
 //! Keys are at most 32 KiB. A saved state is a stream of our own, not a bolt file.
 
+mod answers;
 mod auth;
 mod autocompact;
 mod background;
@@ -72,6 +73,7 @@ mod upkeep;
 mod write_id;
 mod writeback;
 
+pub use answers::AnswerCharge;
 pub use autocompact::Retention;
 pub use check::Limits;
 pub use command::{BadReply, Command, decode_reply};
@@ -79,9 +81,8 @@ pub use engine::{Engine, EngineOptions};
 pub use error::{EtcdError, StoreError, outcome};
 pub use expiry::expire_leases;
 pub use mvcc::apply::KeyspaceMachine;
+pub use mvcc::frames::saved_revision;
 pub use mvcc::state::{Keyspace, KvHash, ReadFailure};
-pub use services::{
-    CertificateUser, ENTRY_ID_METADATA, ETCD_VERSION, EtcdServices, POSITION_METADATA, token_for_leader,
-};
+pub use services::{CertificateUser, ENTRY_ID_METADATA, ETCD_VERSION, EtcdServices, POSITION_METADATA};
 pub use upkeep::{UpkeepStats, look_after};
 pub use write_id::WriteId;

@@ -1,9 +1,12 @@
 //! What a node can be told.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use pontoon_flow::{BacklogLimits, Limits as FlowLimits, Mode as FlowMode};
 use pontoon_raft_core::types::StoreId;
+
+use crate::failure::Failures;
 
 /// Settings of a [`Node`](crate::Node). All have defaults but the identity.
 #[derive(Clone, Debug)]
@@ -50,9 +53,8 @@ pub struct NodeConfig {
     pub flow_limits: FlowLimits,
     /// What may wait to be applied by a replica here before its leader hears that entries are admitted no longer.
     pub flow_backlog: BacklogLimits,
-    /// Whether [`Node::failure_test`](crate::Node::failure_test) is allowed. Default false. A process of production must
-    /// not have it: whoever may ask for it can end the process.
-    pub failure_injection: bool,
+    /// Which failures are made on purpose, if that is allowed. Default: forbidden.
+    pub failures: Arc<Failures>,
 }
 
 impl NodeConfig {
@@ -78,7 +80,7 @@ impl NodeConfig {
             flow: FlowMode::default(),
             flow_limits: FlowLimits::default(),
             flow_backlog: BacklogLimits::default(),
-            failure_injection: false,
+            failures: Failures::new(false),
         }
     }
 }

@@ -1,10 +1,9 @@
 //! Failures that are made on purpose, so that tests meet a running process at its most delicate points. The names are those of
-//! ovsdb's `cluster/failure-test`; what each does here is said with it.
+//! ovsdb's `cluster/failure-test`; what each does here is said with it. Besides, the driver of whatever takes several steps
+//! can be made to die at each of them ([`CrashPoint`]).
 //!
-//! Nothing of this is reached unless the process was told to allow it ([`NodeConfig::failure_injection`]); then each point costs
-//! one look at a byte in memory.
-//!
-//! [`NodeConfig::failure_injection`]: crate::NodeConfig::failure_injection
+//! Nothing of this is reached unless the process was told to allow it ([`Failures::new`]); then each point costs one look at a
+//! byte in memory.
 
 use std::fmt;
 use std::ops::Range;
@@ -14,10 +13,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use pontoon_raft_core::message::{AppendEntries, Body, Entries, Heartbeat, Message};
-use pontoon_raft_core::types::{GroupId, LogIndex, StoreId};
+use pontoon_raft_core::types::{Configuration, Entry, GroupId, LogIndex, Payload, StoreId};
 use pontoon_storage::NoSpace;
 use pontoon_transport::{Direction, Transport};
 
+use crate::crash_points::{CrashPoint, DriverStep};
 use crate::flow::Flow;
 use crate::group_host::GroupHost;
 use crate::hand_over::{self, DiskHealth};
@@ -84,16 +84,59 @@ impl fmt::Display for FailureTest {
     }
 }
 
+impl FromStr for FailureTest {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL.iter().find(|test| test.name() == text).copied().ok_or(())
+    }
+}
+
+/// What can be made to happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Injection {
+    /// One of ovsdb's.
+    Test(FailureTest),
+    /// The process dies at a step of something that it drives.
+    Crash(CrashPoint),
+}
+
+impl Injection {
+    /// Never 0, and different for each.
+    const fn code(self) -> u8 {
+        match self {
+            Self::Test(test) => test as u8 + 1,
+            Self::Crash(CrashPoint { step, after }) => FIRST_CRASH_CODE + 2 * step as u8 + after as u8,
+        }
+    }
+}
+
+const FIRST_CRASH_CODE: u8 = FailureTest::ALL.len() as u8 + 1;
+const _: () = assert!(FIRST_CRASH_CODE as usize + 2 * DriverStep::ALL.len() <= u8::MAX as usize + 1);
+
+impl fmt::Display for Injection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Test(test) => test.fmt(f),
+            Self::Crash(point) => point.fmt(f),
+        }
+    }
+}
+
 /// No failure is called so.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no failure test {0:?}; there are {names}, and `clear`", names = FailureTest::ALL.iter().map(|t| t.name()).collect::<Vec<_>>().join(", "))]
+#[error(
+    "there is no failure test {0:?}; there are {tests}, `clear`, and crash-before-STEP and crash-after-STEP, where a STEP is \
+     one of {steps}",
+    tests = FailureTest::ALL.iter().map(|t| t.name()).collect::<Vec<_>>().join(", "),
+    steps = DriverStep::ALL.iter().map(|s| s.name()).collect::<Vec<_>>().join(", ")
+)]
 pub struct UnknownFailureTest(String);
 
-impl FromStr for FailureTest {
+impl FromStr for Injection {
     type Err = UnknownFailureTest;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let found = Self::ALL.iter().find(|test| test.name() == text);
-        found.copied().ok_or_else(|| UnknownFailureTest(text.to_owned()))
+        let test = text.parse().map(Self::Test);
+        test.or_else(|()| text.parse().map(Self::Crash)).map_err(|_| UnknownFailureTest(text.to_owned()))
     }
 }
 
@@ -104,36 +147,54 @@ impl FromStr for FailureTest {
 )]
 pub struct FailuresForbidden;
 
-/// Which failure is to be made. Shared by the shards of a node.
+/// Which failure is to be made in this process.
 #[derive(Debug, Default)]
-pub(crate) struct Failures {
+pub struct Failures {
     allowed: bool,
-    /// One more than its place in `ALL`; 0: none.
+    /// An [`Injection::code`]; 0: none.
     armed: AtomicU8,
 }
 
 impl Failures {
-    pub(crate) fn new(allowed: bool) -> Arc<Self> {
+    /// None yet. A process of production must not have them `allowed`: whoever may ask for one can end the process.
+    #[must_use]
+    pub fn new(allowed: bool) -> Arc<Self> {
         Arc::new(Self { allowed, armed: AtomicU8::new(0) })
     }
 
+    /// From now on this one is made, or none.
+    ///
     /// # Errors
     /// The process was not told to allow it.
-    pub(crate) fn arm(&self, test: Option<FailureTest>) -> Result<(), FailuresForbidden> {
+    pub fn arm(&self, failure: Option<Injection>) -> Result<(), FailuresForbidden> {
         if !self.allowed {
             return Err(FailuresForbidden);
         }
-        self.armed.store(test.map_or(0, code), Ordering::Relaxed);
+        self.armed.store(failure.map_or(0, Injection::code), Ordering::Relaxed);
         Ok(())
     }
 
+    /// Whether they may be made.
+    #[must_use]
+    pub fn allowed(&self) -> bool {
+        self.allowed
+    }
+
+    /// Whoever drives something comes by here; it dies if that is wished.
+    pub fn reach(&self, point: CrashPoint) {
+        if self.armed.load(Ordering::Relaxed) == Injection::Crash(point).code() {
+            die(point);
+        }
+    }
+
     pub(crate) fn is(&self, test: FailureTest) -> bool {
-        self.armed.load(Ordering::Relaxed) == code(test)
+        self.armed.load(Ordering::Relaxed) == Injection::Test(test).code()
     }
 
     /// Whether it is armed; it is not any more after this.
     fn take(&self, test: FailureTest) -> bool {
-        self.armed.compare_exchange(code(test), 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        let code = Injection::Test(test).code();
+        self.armed.compare_exchange(code, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// Dies here, if that is wished.
@@ -254,6 +315,33 @@ impl Failures {
         if host.core.is_leader() && committed.contains(&host.relayed_upto) {
             self.crash_if(FailureTest::CrashBeforeSendingExecuteCommandReply);
         }
+        if let Some((index, step)) = host.failure_members.entry
+            && committed.contains(&index)
+        {
+            self.reach(step.after());
+        }
+    }
+
+    /// A leader is asked to change its members: what they are before.
+    pub(crate) fn asked_to_change(&self, host: &mut GroupHost) {
+        if self.allowed && host.failure_members.before.is_none() {
+            host.failure_members.before = Some(host.core.configuration().clone());
+        }
+    }
+
+    /// A leader is about to write entries, which nobody has seen.
+    pub(crate) fn appends(&self, host: &mut GroupHost, entries: &[Entry]) {
+        let Some(before) = &mut host.failure_members.before else { return };
+        for entry in entries {
+            if let Payload::Configuration(new) = &entry.payload {
+                let step = step_of(before, new);
+                before.clone_from(new);
+                host.failure_members.entry = step.map(|step| (entry.index, step));
+                if let Some(step) = step {
+                    self.reach(step.before());
+                }
+            }
+        }
     }
 
     /// These messages are about to be sent; `relayed_upto` tells of a group that is led here the last command that another
@@ -306,6 +394,28 @@ impl Failures {
     }
 }
 
+/// What one configuration does to the one before.
+fn step_of(before: &Configuration, new: &Configuration) -> Option<DriverStep> {
+    if !before.members().is_subset(&new.members()) {
+        Some(DriverStep::RemovalEntry)
+    } else if !new.voters.is_subset(&before.voters) {
+        Some(DriverStep::VoterEntry)
+    } else if !new.learners.is_subset(&before.learners) {
+        Some(DriverStep::LearnerEntry)
+    } else {
+        None
+    }
+}
+
+/// What a group remembers of its changes of members, where failures are allowed.
+#[derive(Debug, Default)]
+pub(crate) struct MemberSteps {
+    /// The configuration before the next change.
+    before: Option<Configuration>,
+    /// The last change that this leader appended.
+    entry: Option<(LogIndex, DriverStep)>,
+}
+
 /// What a round sends to one store.
 #[derive(Debug, Default)]
 pub(crate) struct Sends {
@@ -315,12 +425,8 @@ pub(crate) struct Sends {
     replies: bool,
 }
 
-const fn code(test: FailureTest) -> u8 {
-    test as u8 + 1
-}
-
 /// Ends the process as a kill would: nothing is flushed, handed over or closed.
-fn die(test: FailureTest) -> ! {
+fn die(test: impl fmt::Display) -> ! {
     tracing::error!(%test, "failure test: the process dies here");
     std::process::abort()
 }
@@ -357,17 +463,43 @@ mod tests {
     fn there_are_thirteen_by_the_names_of_ovsdb_and_none_without_permission() {
         assert_eq!(FailureTest::ALL.len(), 13);
         for test in FailureTest::ALL {
-            assert_eq!(test.name().parse(), Ok(*test));
+            assert_eq!(test.name().parse(), Ok(Injection::Test(*test)));
         }
-        let error = "clear".parse::<FailureTest>().expect_err("no test").to_string();
+        let error = "clear".parse::<Injection>().expect_err("no test").to_string();
         assert!(error.contains("stop-raft-rpc") && error.contains("`clear`"), "{error}");
+        assert!(error.contains("crash-after-STEP") && error.contains("forget-store"), "{error}");
         let forbidden = Failures::new(false);
-        assert_eq!(forbidden.arm(Some(FailureTest::StopRaftRpc)), Err(FailuresForbidden));
+        assert_eq!(forbidden.arm(Some(Injection::Test(FailureTest::StopRaftRpc))), Err(FailuresForbidden));
         assert!(!forbidden.is_deaf());
         let allowed = Failures::new(true);
-        assert_eq!(allowed.arm(Some(FailureTest::StopRaftRpc)), Ok(()));
+        assert_eq!(allowed.arm(Some(Injection::Test(FailureTest::StopRaftRpc))), Ok(()));
         assert!(allowed.is_deaf() && !allowed.is(FailureTest::DelayElection));
         assert_eq!(allowed.arm(None), Ok(()));
         assert!(FailureTest::ALL.iter().all(|test| !allowed.is(*test)));
+    }
+
+    #[test]
+    fn each_failure_has_a_code_of_its_own() {
+        let tests = FailureTest::ALL.iter().map(|test| Injection::Test(*test));
+        let all: Vec<_> = tests.chain(CrashPoint::all().map(Injection::Crash)).collect();
+        let codes: std::collections::BTreeSet<_> = all.iter().map(|failure| failure.code()).collect();
+        assert_eq!(codes.len(), all.len());
+        assert!(!codes.contains(&0));
+        for failure in all {
+            assert_eq!(failure.to_string().parse(), Ok(failure));
+        }
+    }
+
+    #[test]
+    fn a_configuration_is_known_by_what_it_changes() {
+        let id = |store| pontoon_raft_core::types::ReplicaId { store: StoreId(store), number: 1 };
+        let two = Configuration::of_voters([id(1), id(2)]);
+        let learner = Configuration { learners: [id(3)].into(), ..two.clone() };
+        let three = Configuration::of_voters([id(1), id(2), id(3)]);
+        assert_eq!(step_of(&two, &learner), Some(DriverStep::LearnerEntry));
+        assert_eq!(step_of(&learner, &three), Some(DriverStep::VoterEntry));
+        assert_eq!(step_of(&three, &two), Some(DriverStep::RemovalEntry));
+        assert_eq!(step_of(&learner, &two), Some(DriverStep::RemovalEntry));
+        assert_eq!(step_of(&two, &two), None);
     }
 }

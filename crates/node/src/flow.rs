@@ -6,8 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 use pontoon_flow::{
     ASK_AFTER_MS, Admitted, BacklogLimits, Class, Controller, EntryCost, FollowerState, Limits, LogTracker,
@@ -32,6 +33,11 @@ pub(crate) struct Flow {
     pools: Mutex<Pools>,
     /// A copy of the pools' mode, to be read without the lock.
     mode: AtomicU8,
+    /// Regular commands that were answered since the last pass, and what they took together in microseconds.
+    answered: AtomicU64,
+    answered_micros: AtomicU64,
+    /// A copy of when the pools are to be passed over next; `u64::MAX`: not before something happens.
+    next_pass: AtomicU64,
     /// Stores that report what they admit.
     reporting: RwLock<HashSet<StoreId>>,
 }
@@ -41,6 +47,9 @@ impl Flow {
         let flow = Self {
             pools: Mutex::new(Pools::new(mode, limits)),
             mode: AtomicU8::new(0),
+            answered: AtomicU64::new(0),
+            answered_micros: AtomicU64::new(0),
+            next_pass: AtomicU64::new(u64::MAX),
             reporting: RwLock::default(),
         };
         flow.set_mode(mode);
@@ -67,6 +76,29 @@ impl Flow {
         self.lock().set_limits(limits);
     }
 
+    /// A regular command was answered.
+    pub(crate) fn note_answered(&self, took: Duration) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        self.answered_micros
+            .fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// A turn of a shard's loop: elastic work goes on at its pace. Returns the groups that are to be looked at.
+    pub(crate) fn pass(&self, now: u64) -> BTreeSet<GroupId> {
+        // One after the other: a command that falls in between counts a little too much or too little.
+        let commands = self.answered.swap(0, Ordering::Relaxed);
+        let micros = self.answered_micros.swap(0, Ordering::Relaxed);
+        let mut pools = self.lock();
+        pools.pass(now, commands, micros);
+        self.next_pass.store(pools.next_pass().unwrap_or(u64::MAX), Ordering::Relaxed);
+        pools.take_wakes()
+    }
+
+    /// When some shard is to have a turn at the latest.
+    pub(crate) fn next_pass(&self) -> Option<u64> {
+        Some(self.next_pass.load(Ordering::Relaxed)).filter(|at| *at != u64::MAX)
+    }
+
     pub(crate) fn note_features(&self, store: StoreId, features: u64) {
         let mut reporting = self.reporting.write().unwrap_or_else(PoisonError::into_inner);
         if features & FEATURE_REPORTS == 0 {
@@ -86,6 +118,7 @@ impl Flow {
             mode: pools.mode(),
             limits: pools.limits(),
             unaccounted_bytes: pools.unaccounted(),
+            elastic_bytes_per_second: pools.elastic_bytes_per_second(),
             stores: pools.views().collect(),
         }
     }
@@ -100,6 +133,8 @@ pub struct FlowView {
     pub limits: Limits,
     /// Tokens that came back and had not been taken: always 0, or there is a mistake.
     pub unaccounted_bytes: u64,
+    /// The pace of elastic work: how much may begin, or be sent to followers that lag.
+    pub elastic_bytes_per_second: u64,
     /// The pools of each destination.
     pub stores: Vec<StoreView>,
 }

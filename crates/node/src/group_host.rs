@@ -10,6 +10,7 @@ use pontoon_storage::GroupLog;
 use pontoon_transport::RelayedProposal;
 use tokio::sync::oneshot;
 
+use crate::failure::MemberSteps;
 use crate::flow::GroupFlow;
 use crate::hand_over::HandOver;
 use crate::shared::{GroupShared, ReadResult};
@@ -79,6 +80,7 @@ pub(crate) struct GroupHost {
     pub(crate) relayed_upto: LogIndex,
     /// The term in which a failure test has handed this leadership over.
     pub(crate) failure_handed_over: Option<Term>,
+    pub(crate) failure_members: MemberSteps,
 }
 
 /// Runs of other stores that a group remembers; one that is forgotten ended that many restarts ago, and its connections with it.
@@ -169,6 +171,7 @@ impl GroupHost {
             led: Term::ZERO,
             relayed_upto: LogIndex::ZERO,
             failure_handed_over: None,
+            failure_members: MemberSteps::default(),
         }
     }
 

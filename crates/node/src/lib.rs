@@ -3,6 +3,7 @@
 mod apply;
 mod clock;
 pub mod config;
+mod crash_points;
 mod doubts;
 pub mod error;
 mod failure;
@@ -19,6 +20,7 @@ mod node;
 mod proposals;
 pub mod recovery;
 mod retention;
+mod round;
 mod routing;
 mod shard;
 mod shared;
@@ -30,8 +32,9 @@ mod waking;
 mod work_class;
 
 pub use config::NodeConfig;
+pub use crash_points::{CrashPoint, DriverStep, UnknownCrashPoint};
 pub use error::{ChangeMembersError, OpenGroupError, ProposeError, ReadError, StartError, StopReason};
-pub use failure::{FailureTest, FailuresForbidden, UnknownFailureTest};
+pub use failure::{FailureTest, Failures, FailuresForbidden, Injection, UnknownFailureTest};
 pub use flow::FlowView;
 pub use lineage::{create_joining_lineage, create_lineage};
 pub use node::{Load, Node};

@@ -6,20 +6,23 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use bytes::Bytes;
 use pontoon_flow::Class;
-use pontoon_raft_core::types::{Configuration, GroupId, LogIndex, ReplicaId, SnapshotMeta, StoreId, Term};
+use pontoon_raft_core::types::{
+    Configuration, EntryId, GroupId, LogIndex, ReplicaId, SnapshotMeta, StoreId, Term,
+};
 use pontoon_raft_core::{Config as CoreConfig, Group, InitialState, ServerChangeDone};
 use pontoon_storage::{Batch, GroupWrite, LogStore};
 use pontoon_transport::{Transport, TransportConfig};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinHandle;
+use tracing::Instrument as _;
 
 use crate::apply::{Applier, ApplyHandle, ApplyPool, Work, meta_at};
 use crate::clock::Clock;
 use crate::config::NodeConfig;
 use crate::doubts::Doubts;
 use crate::error::{OpenGroupError, ProposeError, ReadError, StartError, StopReason};
-use crate::failure::{FailureTest, Failures, FailuresForbidden};
+use crate::failure::{Failures, FailuresForbidden, Injection};
 use crate::flow::{Flow, FlowView, GroupFlow};
 use crate::group_host::{GroupHost, LogSize};
 use crate::inbound::{Delivery, LogEntries, shard_of, worker_of};
@@ -148,7 +151,7 @@ impl Node {
             (0..config.shards.max(1)).map(|_| unbounded_channel()).unzip();
         let shards: Arc<[_]> = shards.into();
         let flow = Arc::new(Flow::new(config.flow, config.flow_limits));
-        let failures = Failures::new(config.failure_injection);
+        let failures = Arc::clone(&config.failures);
         let delivery = Delivery {
             shards: Arc::clone(&shards),
             apply: apply.clone(),
@@ -526,9 +529,24 @@ impl Node {
             })?),
         };
         let id = inner.ids.next();
+        let span = tracing::debug_span!("command", %group, %id);
+        self.wait_for(&shared, class, data, id).instrument(span).await
+    }
+
+    /// Hands a command to its shard, and waits for what becomes of it.
+    async fn wait_for(
+        &self,
+        shared: &GroupShared,
+        class: Class,
+        data: Bytes,
+        id: EntryId,
+    ) -> Result<Bytes, ProposeError> {
+        let began = tokio::time::Instant::now();
+        let (inner, group) = (&self.inner, shared.id);
+        tracing::trace!(bytes = data.len(), "proposed");
         let (reply, mut answer) = oneshot::channel();
         shared.waiters.lock().insert(id, Waiter::new(reply, class, data));
-        let _gone = Forget { shared: &shared, id };
+        let _gone = Forget { shared, id };
         if let Some(reason) = shared.stopped() {
             // It stopped between the first look and the insertion, and has answered those who were there.
             return Err(ProposeError::Stopped { reason });
@@ -536,12 +554,18 @@ impl Node {
         inner.shards[shared.shard]
             .send(Input::Propose { group, id })
             .map_err(|_| ProposeError::Stopped { reason: StopReason::Stopping })?;
-        let mut deadline = tokio::time::Instant::now() + inner.config.propose_timeout;
+        let mut deadline = began + inner.config.propose_timeout;
         loop {
             match tokio::time::timeout_at(deadline, &mut answer).await {
-                Ok(Ok(result)) => return result,
+                Ok(Ok(result)) => {
+                    tracing::trace!(done = result.is_ok(), "answered");
+                    if class == Class::Regular && result.is_ok() {
+                        inner.flow.note_answered(began.elapsed());
+                    }
+                    return result;
+                }
                 Ok(Err(_)) => return Err(ProposeError::Stopped { reason: StopReason::Closed }),
-                Err(_) => {}
+                Err(_) => tracing::debug!("no answer in time"),
             }
             // Taken away and judged at once, so that nobody can hand it to a leader in between.
             let mut waiters = shared.waiters.lock();
@@ -680,13 +704,22 @@ impl Node {
         }
     }
 
-    /// Makes a failure from now on, or none any more. See [`FailureTest`].
+    /// The failures that are made on purpose in this process.
+    #[must_use]
+    pub fn failures(&self) -> &Failures {
+        &self.inner.failures
+    }
+
+    /// Makes a failure from now on, or none any more. See [`Injection`].
     ///
     /// # Errors
-    /// `NodeConfig::failure_injection` is off.
-    pub fn failure_test(&self, test: Option<FailureTest>) -> Result<(), FailuresForbidden> {
+    /// They are not allowed in this process.
+    pub fn failure_test(&self, test: Option<Injection>) -> Result<(), FailuresForbidden> {
         self.inner.failures.arm(test)?;
-        tracing::warn!(test = test.map_or("clear", FailureTest::name), "failure test");
+        tracing::warn!(
+            test = test.map_or_else(|| "clear".to_owned(), |test| test.to_string()),
+            "failure test"
+        );
         let peers: std::collections::BTreeSet<_> =
             self.inner.transport.links().into_iter().map(|link| link.store).collect();
         for shard in self.inner.shards.iter() {
@@ -734,7 +767,7 @@ impl Node {
 /// Removes a waiter whose caller has gone away.
 struct Forget<'a> {
     shared: &'a GroupShared,
-    id: pontoon_raft_core::types::EntryId,
+    id: EntryId,
 }
 
 impl Drop for Forget<'_> {

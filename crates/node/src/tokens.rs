@@ -29,9 +29,9 @@ impl Shard {
     }
 
     /// Hands tokens on to the groups that waited for them.
-    pub(crate) fn hand_on_tokens(&mut self) {
+    pub(crate) fn hand_on_tokens(&mut self, now: u64) {
         if self.flow.mode() != Mode::Off {
-            self.wakes.append(&mut self.flow.lock().take_wakes());
+            self.wakes.append(&mut self.flow.pass(now));
         }
         let shards = self.shards.len();
         for group in std::mem::take(&mut self.wakes) {

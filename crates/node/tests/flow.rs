@@ -84,12 +84,23 @@ async fn pools_fill(cluster: &Cluster) {
     .await;
 }
 
+/// Both followers are streamed to. One that was met late is not yet, and what is written meanwhile waits in its queue.
+async fn streams_open(cluster: &Cluster, leader: usize) {
+    until("streams", || async {
+        let status = cluster.stores[leader].node.group_status(GROUP).await;
+        let words = status.and_then(|status| status.flow)?;
+        (words.matches("queue [").count() == 2).then_some(())
+    })
+    .await;
+}
+
 /// T1 and T21 in small: what waits for the slow one is a queue of indexes, and its tokens wait with it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_that_lags_gets_a_queue_and_slows_nobody() {
     let cluster = Cluster::start_with(3, configure(Mode::All)).await;
     let leader = cluster.leader().await;
     let (slow, quick) = ((leader + 1) % 3, (leader + 2) % 3);
+    streams_open(&cluster, leader).await;
     pools_fill(&cluster).await;
     let stuck = cluster.stores[slow].applied.lock().unwrap_or_else(PoisonError::into_inner);
     let told = write(&cluster, leader, Class::Regular, 256).await;

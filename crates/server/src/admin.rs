@@ -8,7 +8,7 @@ use pontoon_node::meta::{
     GroupKind, GroupRecord, META_GROUP, RecoveredGroup, RecoveryRecord, Registry, StoreRecord, StoreState,
     meta_command,
 };
-use pontoon_node::{FailureTest, Node, ProposeError};
+use pontoon_node::{Injection, Node, ProposeError};
 use pontoon_proto::v1::admin_client::AdminClient;
 use pontoon_proto::v1::admin_server::Admin;
 use pontoon_proto::v1::{self as api};
@@ -20,8 +20,10 @@ use tonic::{Request, Response, Status};
 use crate::config::Config;
 use crate::directory::KeyspaceDirectory;
 use crate::reconcile;
+use crate::telemetry;
 use crate::tls::StoreDialer;
 
+mod flow;
 mod groups;
 mod logs;
 mod members;
@@ -443,6 +445,13 @@ impl Admin for AdminService {
         }))
     }
 
+    async fn set_flow_control(
+        &self,
+        request: Request<api::SetFlowControlRequest>,
+    ) -> Result<Response<api::SetFlowControlResponse>, Status> {
+        self.set_flow(&request.into_inner()).map(Response::new)
+    }
+
     async fn list_recoveries(
         &self,
         _: Request<api::ListRecoveriesRequest>,
@@ -452,13 +461,24 @@ impl Admin for AdminService {
         Ok(Response::new(api::ListRecoveriesResponse { recoveries }))
     }
 
+    async fn set_log_filter(
+        &self,
+        request: Request<api::SetLogFilterRequest>,
+    ) -> Result<Response<api::SetLogFilterResponse>, Status> {
+        let (before, filter) = telemetry::set_filter(&request.get_ref().filter)
+            .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        // Said in any case: whoever reads the log later has to know why it changed.
+        tracing::error!(before, filter, "what is logged was changed");
+        Ok(Response::new(api::SetLogFilterResponse { filter, before }))
+    }
+
     async fn failure_test(
         &self,
         request: Request<api::FailureTestRequest>,
     ) -> Result<Response<api::FailureTestResponse>, Status> {
         let test = match request.into_inner().test.as_str() {
             "clear" => None,
-            name => Some(name.parse::<FailureTest>().map_err(|e| Status::invalid_argument(e.to_string()))?),
+            name => Some(name.parse::<Injection>().map_err(|e| Status::invalid_argument(e.to_string()))?),
         };
         self.node.failure_test(test).map_err(|e| Status::failed_precondition(e.to_string()))?;
         Ok(Response::new(api::FailureTestResponse {}))

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use pontoon_node::{CrashPoint, Failures, Injection};
 
 use crate::config::layers::{self, Sources};
 use crate::config::{HostPort, units};
@@ -14,16 +15,19 @@ use crate::telemetry::{self, LogFormat};
 use output::OutputFormat;
 
 mod backlog;
+mod backup;
 mod bench;
 mod check_cluster;
 mod connect;
 mod dev;
 mod failure;
+mod flow;
 mod identity;
 mod inspect;
 mod keyspace;
 mod leadership;
 mod log;
+mod log_level;
 mod members;
 mod memory;
 mod offline;
@@ -116,6 +120,22 @@ pub(crate) struct Global {
         hide_possible_values = true
     )]
     pub(crate) log_format: LogFormat,
+
+    /// Fail at this point from the start: a name that `failure-test` takes. For tests, never for production
+    #[arg(long, global = true, value_name = "NAME", hide = true)]
+    pub(crate) failure_test: Option<Injection>,
+}
+
+impl Global {
+    /// A command that takes several steps comes by here, and dies if that is wished.
+    pub(crate) fn reach(&self, point: CrashPoint) {
+        if let Some(wished) = self.failure_test {
+            let failures = Failures::new(true);
+            // It was just allowed.
+            let _ = failures.arm(Some(wished));
+            failures.reach(point);
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -146,6 +166,10 @@ enum Command {
     Kick(members::KickArgs),
     /// Show the replicas that are on their way between stores
     Moves(members::MovesArgs),
+    /// Write every keyspace and every log of the cluster to a directory; if it is broken off, run it again
+    Backup(backup::BackupArgs),
+    /// Make every keyspace and every log that `backup` wrote, in a cluster that has none of them
+    Restore(backup::RestoreArgs),
     /// Make, list, describe, save, restore and delete keyspaces
     #[command(subcommand)]
     Keyspace(keyspace::KeyspaceCommand),
@@ -160,8 +184,12 @@ enum Command {
     ChangeElectionTimer(leadership::TimerArgs),
     /// Change the bounds of the send queues of the store that is asked, until it is started again
     SetBacklogThreshold(backlog::BacklogArgs),
+    /// Change the flow control of the store that is asked, until it is started again
+    SetFlowControl(flow::FlowArgs),
     /// Watch the stores, the links of the one that is asked, and the busiest groups
     Top(top::TopArgs),
+    /// Change what the store that is asked logs, until it is started again
+    LogLevel(log_level::LogLevelArgs),
     /// Make the store that is asked fail at one point of its work, for tests
     FailureTest(failure::FailureArgs),
     /// Print the cluster's id
@@ -267,7 +295,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let default_level = if matches!(command, Command::Serve(_)) { "info" } else { "warn" };
     telemetry::init(global.log.as_deref(), global.log_format, default_level)?;
     match command {
-        Command::Serve(args) => serve::run(*args),
+        Command::Serve(args) => serve::run(*args, &global),
         Command::Dev(args) => dev::run(args, &global),
         Command::Bench(command) => bench::run(command, &global),
         Command::CreateCluster(args) => prepare::create(args, &global),
@@ -280,13 +308,17 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Leave(args) => online(members::leave(args, &global)),
         Command::Kick(args) => online(members::kick(args, &global)),
         Command::Moves(args) => online(members::moves(args, &global)),
+        Command::Backup(args) => online(backup::backup(args, &global)),
+        Command::Restore(args) => online(backup::restore(args, &global)),
         Command::Keyspace(command) => online(keyspace::run(command, &global)),
         Command::Log(command) => online(log::run(command, &global)),
         Command::TransferLeadership(args) => online(leadership::transfer(args, &global)),
         Command::TakeLeadership(args) => online(leadership::take(args, &global)),
         Command::ChangeElectionTimer(args) => online(leadership::change_timer(args, &global)),
         Command::SetBacklogThreshold(args) => online(backlog::run(args, &global)),
+        Command::SetFlowControl(args) => online(flow::run(args, &global)),
         Command::Top(args) => online(top::run(args, &global)),
+        Command::LogLevel(args) => online(log_level::run(args, &global)),
         Command::FailureTest(args) => online(failure::run(args, &global)),
         Command::Cid => online(identity::cid(&global)),
         Command::Sid => online(identity::sid(&global)),

@@ -10,6 +10,7 @@ use pontoon_node::meta::DEFAULT_GROUP;
 use pontoon_proto::v1::admin_server::AdminServer;
 use pontoon_tls::ServerTls;
 use tokio::net::TcpListener;
+use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -23,6 +24,8 @@ use crate::admin::AdminService;
 use crate::consensus::NodeConsensus;
 use crate::forward::ForwardLayer;
 use crate::layers::{AdmissionLayer, DeadlineLayer};
+use crate::pings::Guarded;
+use crate::sending::SendingLayer;
 use crate::tls::CertificateLayer;
 use crate::work_class::WorkClassLayer;
 
@@ -65,6 +68,7 @@ pub(crate) struct ClientServer {
     pub(crate) admin: AdminService,
     /// What plain HTTP gets.
     pub(crate) pages: axum::Router,
+    pub(crate) certificates: CertificateLayer,
     pub(crate) forward: ForwardLayer,
     pub(crate) admission: AdmissionLayer,
     pub(crate) tls: Option<ServerTls>,
@@ -111,6 +115,7 @@ impl ClientServer {
             .add_service(v1)
             .add_service(v1alpha);
         let routes = Routes::from(services.into_axum_router().merge(self.pages));
+        let connections = pontoon_tls::accept(listener, self.tls).map(|accepted| accepted.map(Guarded::new));
         let served = Server::builder()
             // For the pages: gRPC is always HTTP/2.
             .accept_http1(true)
@@ -126,10 +131,11 @@ impl ClientServer {
             .layer(WorkClassLayer)
             .layer(AuthorityLayer)
             .layer(option_layer(bound))
-            .layer(CertificateLayer)
+            .layer(self.certificates)
+            .layer(SendingLayer)
             .layer(self.forward)
             .add_routes(routes)
-            .serve_with_incoming_shutdown(pontoon_tls::accept(listener, self.tls), stop.cancelled_owned())
+            .serve_with_incoming_shutdown(connections, stop.cancelled_owned())
             .await;
         if let Err(error) = served {
             tracing::error!(%error, "a client listener failed");

@@ -12,7 +12,7 @@ use pontoon_kv::{Engine, EngineOptions, EtcdServices, UpkeepStats};
 use pontoon_node::lineage::{Fenced, LineageError};
 use pontoon_node::meta::{GroupRecord, META_GROUP, Registry, RegistryMachine, StoreRecord, StoreState};
 use pontoon_node::state_machine::StateMachine as _;
-use pontoon_node::{Node, NodeConfig, StartError};
+use pontoon_node::{DriverStep, Node, NodeConfig, StartError};
 use pontoon_proto::peer::v1::membership_server::MembershipServer;
 use pontoon_raft_core::types::{ReplicaId, StoreId};
 use pontoon_storage::{Header, LogStore, OpenError, Options};
@@ -32,7 +32,8 @@ use crate::forward::ForwardLayer;
 use crate::join::{self, JoinNote, MembershipService};
 use crate::members::Members;
 use crate::reconcile::Reconciler;
-use crate::tls::Tls;
+use crate::tls::{CertificateLayer, Tls};
+use crate::vouch::{self, Vouchers};
 use crate::{health, shutdown};
 
 /// How long requests in flight may take to finish once the store stops.
@@ -40,6 +41,9 @@ const DRAIN_MAX: Duration = Duration::from_secs(3);
 
 /// How long a store that cannot tell the others its addresses puts off saying that it is ready.
 const ANNOUNCED_MAX: Duration = Duration::from_secs(3);
+
+/// How often a store that joins looks whether it leads already.
+const LEADS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Messages of strangers on the peer listener are no longer than this.
 const JOIN_BYTES_MAX: usize = 16 << 10;
@@ -68,6 +72,9 @@ pub(crate) async fn serve(mut config: Config) -> anyhow::Result<()> {
                 () = stop.cancelled() => return Ok(()),
                 joined = joined => joined?,
             }
+            config.failures.reach(DriverStep::NoteGranted.before());
+            note.save(&config.data_dir)?;
+            config.failures.reach(DriverStep::NoteGranted.after());
             Some(note)
         }
         note => note,
@@ -94,8 +101,8 @@ pub(crate) async fn serve(mut config: Config) -> anyhow::Result<()> {
     node_config.propose_timeout = Duration::from_secs(5) + 2 * config.election_timeout;
     node_config.read_timeout = node_config.propose_timeout;
     node_config.flow = config.flow_control;
-    node_config.failure_injection = config.failure_injection;
-    if config.failure_injection {
+    node_config.failures = Arc::clone(&config.failures);
+    if config.failures.allowed() {
         tracing::warn!(
             "failures may be made on purpose here: any client may end this process (--enable-failure-injection)"
         );
@@ -141,6 +148,7 @@ pub(crate) async fn serve(mut config: Config) -> anyhow::Result<()> {
         dial: config.dial.iter().map(|(name, address)| (name.clone(), address.to_string())).collect(),
         advertised: node.advertised(),
         data_dir: config.data_dir.clone(),
+        swept: false,
     };
     let upkeep = Arc::new(UpkeepStats::default());
     let pages = health::routes(node.clone(), engine.clone(), Arc::clone(&upkeep));
@@ -197,11 +205,13 @@ pub(crate) async fn serve(mut config: Config) -> anyhow::Result<()> {
         tls.stores.clone(),
     );
     let takes_part = Arc::new(AtomicBool::new(false));
+    let asks_for_certificates = config.tls.client_auth;
     let server = ClientServer {
         node: node.clone(),
         etcd: EtcdServices::new(consensus, Arc::<KeyspaceDirectory>::clone(&directory), config.limits),
         admin,
         pages,
+        certificates: CertificateLayer(Vouchers::new(registry.clone())),
         forward: ForwardLayer::new(
             node.clone(),
             directory,
@@ -236,13 +246,20 @@ pub(crate) async fn serve(mut config: Config) -> anyhow::Result<()> {
         if joins {
             // What it has is the registry of the first day: nothing of that is to be followed before it has heard more.
             let mut caught_up = registry.clone();
-            is_member(&mut caught_up, own_id).await;
+            tokio::select! {
+                () = is_member(&mut caught_up, own_id) => {}
+                () = leads_meta(&node) => {}
+            }
         } else {
             reconciler.open_groups(&known).await;
         }
         takes_part.store(true, Ordering::Release);
         tasks.spawn(reconciler.run(stop.clone()));
         tasks.spawn(members.run(stop.clone()));
+        if asks_for_certificates {
+            let secret = vouch::keep_secret(node.clone(), registry.clone());
+            tasks.spawn(stop.clone().run_until_cancelled_owned(secret));
+        }
         Ok(())
     };
     let run = async {
@@ -258,9 +275,12 @@ pub(crate) async fn serve(mut config: Config) -> anyhow::Result<()> {
     let leaving = registry.borrow().stores.get(&own_id).is_some_and(|s| s.state() == StoreState::Leaving);
     if let End::Fenced(why) = &end
         && why.removed
-        && let Err(error) = std::fs::write(config.data_dir.join(GONE), &why.reason)
     {
-        tracing::warn!(%error, "cannot leave a sign for `pontoon inspect`; the log has it noted");
+        config.failures.reach(DriverStep::NoteGone.before());
+        if let Err(error) = std::fs::write(config.data_dir.join(GONE), &why.reason) {
+            tracing::warn!(%error, "cannot leave a sign for `pontoon inspect`; the log has it noted");
+        }
+        config.failures.reach(DriverStep::NoteGone.after());
     }
     match &end {
         End::Told => shutdown::hand_over(&node).await,
@@ -484,7 +504,9 @@ fn open_log(config: &Config) -> anyhow::Result<(LogStore, Option<JoinNote>)> {
             .context("cannot initialise the data directory")?;
     }
     // Before anybody hears of it: a restart asks for the same.
+    config.failures.reach(DriverStep::NoteJoin.before());
     note.save(dir)?;
+    config.failures.reach(DriverStep::NoteJoin.after());
     Ok((log, Some(note.clone())))
 }
 
@@ -493,15 +515,19 @@ impl Opened {
     fn open(config: &Config, log: LogStore, note: Option<&JoinNote>) -> anyhow::Result<Self> {
         let dir = &config.data_dir;
         if let (None, Some(note)) = (log.header(), note) {
+            config.failures.reach(DriverStep::Establish.before());
             join::establish(dir, &log, note, &config.advertise_client.to_string())
                 .context("cannot initialise the data directory")?;
+            config.failures.reach(DriverStep::Establish.after());
         }
         let (header, bootstrap) = match log.header() {
             Some(header) => (Self::check_known(config, header)?, Registry::default()),
             None => Self::initialize(config, &log)?,
         };
         let (machine, registry) = RegistryMachine::open(&dir.join("meta"), bootstrap).map_err(wrong_state)?;
-        let engine = Engine::open(&dir.join("kv"), &EngineOptions::default())
+        let options =
+            EngineOptions { answers_bytes_max: config.answers_bytes_max, ..EngineOptions::default() };
+        let engine = Engine::open(&dir.join("kv"), &options)
             .with_context(|| format!("cannot open {}", dir.join("kv").display()))?;
         let own = StoreRecord {
             store: header.store.0,
@@ -594,6 +620,15 @@ pub(crate) fn wrong_state(error: impl std::error::Error + Send + Sync + 'static)
     match error.downcast_ref::<OpenError>() {
         Some(OpenError::Io { .. }) => error,
         _ => UsageError::new(crate::error::one_line(&error)).into(),
+    }
+}
+
+/// Waits until this store leads the meta group, and has applied all that was decided before. One that joins can come to that
+/// before anybody has noted that it is a member: then there is nobody else to do so.
+async fn leads_meta(node: &Node) {
+    let leads = || node.leadership(META_GROUP).is_some_and(|(_, leader)| leader == Some(node.store()));
+    while !leads() || node.read_barrier(META_GROUP).await.is_err() {
+        tokio::time::sleep(LEADS_INTERVAL).await;
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use pontoon_kv::{Limits, Retention};
+use pontoon_node::Failures;
 
 use crate::error::UsageError;
 use crate::identity;
@@ -105,6 +107,11 @@ pub(crate) struct ServeArgs {
     #[arg(allow_negative_numbers = true)]
     pub(crate) quota_backend_bytes: Quota,
 
+    /// Bytes of large answers that are gathered and sent at a time, and so the most that one may have; as many again for
+    /// those of transactions
+    #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = units::answers_bytes)]
+    pub(crate) answers_bytes_max: u64,
+
     /// What --auto-compaction-retention counts: `periodic` time, `revision` revisions
     #[arg(long, value_name = "MODE", value_enum, default_value_t, hide_possible_values = true)]
     pub(crate) auto_compaction_mode: CompactionMode,
@@ -162,14 +169,16 @@ pub(crate) struct Config {
     pub(crate) election_timeout: Duration,
     /// What flow control governs.
     pub(crate) flow_control: pontoon_flow::Mode,
-    /// Whether failures may be made on purpose.
-    pub(crate) failure_injection: bool,
+    /// Failures that are made on purpose, where that is allowed.
+    pub(crate) failures: Arc<Failures>,
     /// Where metrics and health are served over HTTP; `None`: nowhere.
     pub(crate) metrics_listen: Option<HostPort>,
     /// What clients may do, in each keyspace.
     pub(crate) limits: Limits,
     /// How much of the past each keyspace keeps; `None`: all that nobody compacts.
     pub(crate) retention: Option<Retention>,
+    /// Memory for large answers.
+    pub(crate) answers_bytes_max: u64,
     /// Certificates of clients and peers.
     pub(crate) tls: TlsConfig,
 }
@@ -267,7 +276,7 @@ impl Config {
             dial: args.dial.into_iter().map(|entry| (entry.name, entry.address)).collect(),
             election_timeout: args.election_timeout,
             flow_control: args.flow_control,
-            failure_injection: args.enable_failure_injection,
+            failures: Failures::new(args.enable_failure_injection),
             metrics_listen: args.metrics_listen,
             limits: Limits {
                 quota_bytes: args.quota_backend_bytes.0,
@@ -275,6 +284,7 @@ impl Config {
                 auth_token_ttl: args.auth_token_ttl,
                 ..Limits::default()
             },
+            answers_bytes_max: args.answers_bytes_max,
             retention: retention(args.auto_compaction_mode, args.auto_compaction_retention)?,
             tls: TlsConfig::from_args(args.tls)?,
         };

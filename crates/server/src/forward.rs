@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use http::{HeaderValue, Request, Response};
 use pontoon_kv::keyspace::{DIALLED_METADATA, Directory as _, KEYSPACE_METADATA, dialled_address, with_name};
-use pontoon_kv::{outcome, token_for_leader};
+use pontoon_kv::{CertificateUser, outcome};
 use pontoon_node::Node;
 use pontoon_node::meta::Registry;
 use pontoon_raft_core::types::StoreId;
@@ -29,6 +29,7 @@ use tower::{Layer, Service};
 use crate::directory::KeyspaceDirectory;
 use crate::lookup::Lookups;
 use crate::tls::StoreDialer;
+use crate::vouch::{VOUCHED, Vouchers};
 
 /// Says how often a request was passed on.
 pub(crate) const FORWARDED: &str = "pontoon-forwarded";
@@ -52,6 +53,7 @@ struct Shared {
     /// This store has met the others and opened its groups.
     takes_part: Arc<AtomicBool>,
     dialer: StoreDialer,
+    vouchers: Vouchers,
     lookups: Lookups,
     /// One channel per address.
     channels: Mutex<HashMap<String, Channel>>,
@@ -67,7 +69,8 @@ impl ForwardLayer {
     ) -> Self {
         let channels = Mutex::default();
         let lookups = Lookups::new(node.clone(), registry.clone());
-        Self(Arc::new(Shared { node, directory, registry, takes_part, dialer, lookups, channels }))
+        let vouchers = Vouchers::new(registry.clone());
+        Self(Arc::new(Shared { node, directory, registry, takes_part, dialer, vouchers, lookups, channels }))
     }
 }
 
@@ -90,8 +93,8 @@ struct Onward {
     /// The keyspace that is meant.
     name: String,
     channel: Channel,
-    /// Says who asks, if the connection's certificate did so.
-    token: Option<String>,
+    /// Vouches for who asks.
+    vouchers: Vouchers,
 }
 
 /// What becomes of a request.
@@ -149,10 +152,8 @@ impl Shared {
             }
             match self.channel(name, &stores) {
                 Ok(channel) => {
-                    let here = self.directory.find(name);
-                    let token =
-                        here.and_then(|k| token_for_leader(&k, request.headers(), request.extensions()));
-                    Route::Elsewhere(Onward { name: name.to_owned(), channel, token })
+                    let vouchers = self.vouchers.clone();
+                    Route::Elsewhere(Onward { name: name.to_owned(), channel, vouchers })
                 }
                 Err(status) => Route::Refused(status),
             }
@@ -230,7 +231,7 @@ fn hops<B>(request: &Request<B>) -> u8 {
 
 /// Has another store answer a request.
 async fn pass_on(onward: Onward, mut request: Request<Body>) -> Response<Body> {
-    let Onward { name, mut channel, token } = onward;
+    let Onward { name, mut channel, vouchers } = onward;
     let dialled = dialled_address(request.headers(), request.extensions());
     if let Some(dialled) = dialled.and_then(|dialled| HeaderValue::from_str(&dialled).ok()) {
         request.headers_mut().insert(DIALLED_METADATA, dialled);
@@ -238,8 +239,12 @@ async fn pass_on(onward: Onward, mut request: Request<Body>) -> Response<Body> {
     if let Ok(name) = HeaderValue::from_str(&name) {
         request.headers_mut().insert(KEYSPACE_METADATA, name);
     }
-    if let Some(token) = token.and_then(|token| HeaderValue::from_str(&token).ok()) {
-        request.headers_mut().insert("token", token);
+    // What the client wrote there is no store's word.
+    request.headers_mut().remove(VOUCHED);
+    if let Some(user) = request.extensions().get::<CertificateUser>().cloned()
+        && let Some(vouched) = vouchers.vouch(&name, &user).await
+    {
+        request.headers_mut().insert(VOUCHED, vouched);
     }
     let hops = hops(&request).saturating_add(1);
     request.headers_mut().insert(FORWARDED, HeaderValue::from(u16::from(hops)));

@@ -133,7 +133,7 @@ struct LinkMetric {
     value: fn(&LinkStatus) -> f64,
 }
 
-const LINK_METRICS: [LinkMetric; 9] = [
+const LINK_METRICS: [LinkMetric; 11] = [
     LinkMetric {
         name: "peer_link_up",
         help: "1 while the connection is open and greeted",
@@ -188,6 +188,18 @@ const LINK_METRICS: [LinkMetric; 9] = [
         counts: false,
         value: |l| l.credit_bytes.map_or(f64::INFINITY, |bytes| bytes as f64),
     },
+    LinkMetric {
+        name: "peer_link_large_bytes",
+        help: "Of messages in pieces: what is yet to be sent (out), what has come of those that are not whole (in)",
+        counts: false,
+        value: |l| l.large_bytes as f64,
+    },
+    LinkMetric {
+        name: "peer_link_unprocessed_bytes",
+        help: "What the store has sent, on all its connections, and this one has not processed (in)",
+        counts: false,
+        value: |l| l.unprocessed_bytes as f64,
+    },
 ];
 
 fn link_labels(link: &LinkStatus) -> [(&'static str, String); 3] {
@@ -211,6 +223,15 @@ fn encode_links(encoder: &mut DescriptorEncoder<'_>, links: &[LinkStatus]) -> Re
             } else {
                 ConstGauge::new(value).encode(one)?;
             }
+        }
+    }
+    let help = "1 while something waits to be sent, for what";
+    let mut family = encoder.encode_descriptor("peer_link_waiting", help, None, MetricType::Gauge)?;
+    for link in links {
+        if let Some(what) = link.waits_for {
+            let [store, lane, direction] = link_labels(link);
+            let labels = [store, lane, direction, ("for", what.name().to_owned())];
+            ConstGauge::new(1_i64).encode(family.encode_family(&labels)?)?;
         }
     }
     let help = "1 for the kind of the last failure, which stays when the next attempt succeeds; its text is in `status`";
@@ -299,6 +320,14 @@ fn encode_flow(encoder: &mut DescriptorEncoder<'_>, flow: &FlowView) -> Result<(
     for view in &flow.stores {
         ConstGauge::new(view.forced_bytes as f64).encode(family.encode_family(&[store(view)])?)?;
     }
+    let help = "The pace that elastic work and catching up share, in bytes a second";
+    let pace = ConstGauge::new(flow.elastic_bytes_per_second as f64);
+    pace.encode(encoder.encode_descriptor(
+        "flow_elastic_bytes_per_second",
+        help,
+        None,
+        MetricType::Gauge,
+    )?)?;
     let help = "Tokens that came back and had not been taken: always 0";
     let unaccounted = ConstGauge::new(flow.unaccounted_bytes as f64);
     let kind = MetricType::Gauge;

@@ -32,7 +32,7 @@ const SAY_AGAIN_ROUNDS: u64 = 10;
 /// Addresses learned from answers: more stores than this nobody needs to know in order to join.
 const REMOTES_MAX: usize = 64;
 
-/// Asks until this store is let in; its directory knows it then.
+/// Asks until this store is let in; the note has then what its directory is to know.
 ///
 /// # Errors
 /// A store says never (exit code 2), or the directory cannot be written.
@@ -58,7 +58,6 @@ pub(crate) async fn ask_until_let_in(
             match reply.outcome() {
                 JoinOutcome::Accepted => {
                     note.granted = Some(granted(reply));
-                    note.save(dir)?;
                     tracing::info!(at = %address, "the cluster lets this store in");
                     return Ok(());
                 }

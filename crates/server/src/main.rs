@@ -7,6 +7,7 @@
 //! | `identity.rs` | the ids of a static start |
 //! | `join.rs`, `join/` | a new store asks to be let into a cluster; the side that is asked |
 //! | `members.rs`, `spread.rs` | groups follow stores; leaders are spread |
+//! | `vouch.rs` | stores tell each other who asks, where a request is passed on |
 //! | `compose.rs` | a `Config` becomes a running store |
 //! | `error.rs` | whose fault an error is: exit code 2 or 1 |
 //! | `telemetry.rs` | logs on standard error |
@@ -28,11 +29,14 @@ mod join;
 mod layers;
 mod lookup;
 mod members;
+mod pings;
 mod reconcile;
+mod sending;
 mod shutdown;
 mod spread;
 mod telemetry;
 mod tls;
+mod vouch;
 mod work_class;
 
 #[global_allocator]

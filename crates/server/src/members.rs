@@ -10,7 +10,7 @@ use pontoon_node::meta::meta_command::{Change, MoveReplica, Step};
 use pontoon_node::meta::{
     GroupRecord, META_GROUP, Observed, Registry, ReplicaRecord, ReplicaState, StoreState, plan,
 };
-use pontoon_node::{ChangeMembersError, Node};
+use pontoon_node::{ChangeMembersError, DriverStep, Node};
 use pontoon_raft_core::status::Status;
 use pontoon_raft_core::types::{ReplicaId, Role, StoreId};
 use pontoon_transport::Lane;
@@ -95,7 +95,10 @@ impl Members {
         let heard = |r: &&ReplicaRecord| core.quiesced || silent(r.id()) < core.election_timer_ms;
         let heir = group.voters().filter(stays).filter(heard).min_by_key(|r| silent(r.id()));
         let Some(heir) = heir else { return false };
-        if let Err(error) = self.node.transfer_leadership(group.id(), Some(StoreId(heir.store))).await {
+        self.node.failures().reach(DriverStep::HandOver.before());
+        let asked = self.node.transfer_leadership(group.id(), Some(StoreId(heir.store))).await;
+        self.node.failures().reach(DriverStep::HandOver.after());
+        if let Err(error) = asked {
             tracing::debug!(group = group.name, error, "leadership stays for now");
         }
         true
@@ -107,11 +110,11 @@ impl Members {
         let settled = core.configuration_index <= core.commit_index && !configuration.is_joint();
         let done = match replica.state() {
             ReplicaState::Joining if configuration.voters.contains(&id) => settled.then_some(Step::Placed),
-            ReplicaState::Joining => self.asked(group, self.node.add_server(group.id(), id).await),
+            ReplicaState::Joining => self.add(group, self.node.add_server(group.id(), id)).await,
             ReplicaState::JoiningLearner if configuration.members().contains(&id) => {
                 settled.then_some(Step::Placed)
             }
-            ReplicaState::JoiningLearner => self.asked(group, self.node.add_learner(group.id(), id).await),
+            ReplicaState::JoiningLearner => self.add(group, self.node.add_learner(group.id(), id)).await,
             ReplicaState::Removing if !configuration.members().contains(&id) => {
                 settled.then_some(Step::Removed)
             }
@@ -119,10 +122,10 @@ impl Members {
                 // The next leader does it. If nobody takes over, this one removes itself at another look.
                 match self.node.transfer_leadership(group.id(), None).await {
                     Ok(()) => None,
-                    Err(_) => self.asked(group, self.node.remove_server(group.id(), id).await),
+                    Err(_) => self.remove(group, id).await,
                 }
             }
-            ReplicaState::Removing => self.asked(group, self.node.remove_server(group.id(), id).await),
+            ReplicaState::Removing => self.remove(group, id).await,
             ReplicaState::Voter | ReplicaState::Learner => None,
         };
         if let Some(step) = done {
@@ -137,10 +140,29 @@ impl Members {
         }
     }
 
-    /// What was asked of the group is under way, or refused for now: another look tells.
-    fn asked<T>(&self, group: &GroupRecord, result: Result<T, ChangeMembersError>) -> Option<Step> {
-        if let Err(error) = result {
-            tracing::debug!(group = group.name, %error, "a change of members waits");
+    async fn add<T>(
+        &self,
+        group: &GroupRecord,
+        work: impl Future<Output = Result<T, ChangeMembersError>>,
+    ) -> Option<Step> {
+        self.ask(DriverStep::AskToAdd, group, work).await
+    }
+
+    async fn remove(&self, group: &GroupRecord, replica: ReplicaId) -> Option<Step> {
+        self.ask(DriverStep::AskToRemove, group, self.node.remove_server(group.id(), replica)).await
+    }
+
+    /// What is asked of the group is under way then, or refused for now: another look tells.
+    async fn ask<T>(
+        &self,
+        step: DriverStep,
+        group: &GroupRecord,
+        work: impl Future<Output = Result<T, ChangeMembersError>>,
+    ) -> Option<Step> {
+        self.node.failures().reach(step.before());
+        match work.await {
+            Ok(_) => self.node.failures().reach(step.after()),
+            Err(error) => tracing::debug!(group = group.name, %error, "a change of members waits"),
         }
         None
     }

@@ -13,7 +13,7 @@ use pontoon_node::meta::{
     meta_command,
 };
 use pontoon_node::state_machine::{MachineError, StateMachine};
-use pontoon_node::{Node, OpenGroupError};
+use pontoon_node::{DriverStep, Node, OpenGroupError};
 use pontoon_raft_core::types::{GroupId, ReplicaId, StoreId};
 use prost::Message as _;
 use tokio::sync::watch;
@@ -39,6 +39,18 @@ pub(crate) struct Reconciler {
     /// Where other stores say in their greetings that they are.
     pub(crate) advertised: watch::Receiver<BTreeMap<StoreId, String>>,
     pub(crate) data_dir: PathBuf,
+    /// States without a log were looked for since this process started, and since a replica could not be destroyed.
+    pub(crate) swept: bool,
+}
+
+/// What became of the states without a log.
+enum Swept {
+    /// None is left that nobody needs.
+    All,
+    /// There are some that the registry does not know yet.
+    TooNew,
+    /// To be tried again.
+    Failed,
 }
 
 impl Reconciler {
@@ -58,7 +70,7 @@ impl Reconciler {
     }
 
     /// Does what the registry asks for; `false` if something is left to try again.
-    async fn follow(&self, registry: &Registry) -> bool {
+    async fn follow(&mut self, registry: &Registry) -> bool {
         if !registry.is_founded() {
             return true;
         }
@@ -66,6 +78,17 @@ impl Reconciler {
         self.dial(registry);
         self.forget_joining(registry);
         let complete = self.open_groups(registry).await & self.forget_deleted(registry).await;
+        if !complete {
+            // Of a replica that could not be destroyed the log may be gone.
+            self.swept = false;
+        } else if !self.swept {
+            match self.forget_orphans(registry).await {
+                Swept::All => self.swept = true,
+                // When the registry hears of them it changes, and they are looked at again.
+                Swept::TooNew => {}
+                Swept::Failed => return false,
+            }
+        }
         complete && self.announce(registry).await
     }
 
@@ -89,17 +112,70 @@ impl Reconciler {
 
     /// Destroys the replica of a group here, its log first; `false` if that has to be tried again.
     async fn destroy(&self, group: GroupId) -> bool {
-        let engine = self.engine.clone();
+        let failures = self.node.failures();
         let destroyed = async {
+            failures.reach(DriverStep::DestroyLog.before());
             self.node.destroy_group(group).await?;
-            tokio::task::spawn_blocking(move || engine.destroy_keyspace(group)).await??;
-            anyhow::Ok(())
+            failures.reach(DriverStep::DestroyLog.after());
+            self.destroy_state(group).await
         };
         let result = destroyed.await;
         if let Err(error) = &result {
             tracing::error!(%group, error = format!("{error:#}"), "cannot destroy a replica");
         }
         result.is_ok()
+    }
+
+    async fn destroy_state(&self, group: GroupId) -> anyhow::Result<()> {
+        let engine = self.engine.clone();
+        self.node.failures().reach(DriverStep::DestroyState.before());
+        tokio::task::spawn_blocking(move || engine.destroy_keyspace(group)).await??;
+        self.node.failures().reach(DriverStep::DestroyState.after());
+        Ok(())
+    }
+
+    /// Destroys the states that have no log, and get none: their replica was destroyed, or never quite opened, when the
+    /// process died.
+    async fn forget_orphans(&self, registry: &Registry) -> Swept {
+        let engine = self.engine.clone();
+        let listed = tokio::task::spawn_blocking(move || engine.groups()).await;
+        let states = match listed {
+            Ok(Ok(groups)) => groups,
+            Ok(Err(error)) => {
+                tracing::error!(%error, "cannot list the states of groups");
+                return Swept::Failed;
+            }
+            // Fails only while the runtime stops.
+            Err(_) => return Swept::Failed,
+        };
+        let mut swept = Swept::All;
+        for group in states {
+            let log = self.node.log();
+            if log.group(group).is_some() {
+                continue;
+            }
+            let is_orphan = match registry.groups.get(&group.0) {
+                // It is about to be opened, unless the registry is older than what was done by its word.
+                Some(record) => record.on(self.node.store().0).is_none_or(|own| {
+                    log.tombstone(group).is_some_and(|destroyed| own.number <= destroyed.number)
+                }),
+                None if group.0 < registry.next_group => true,
+                // After a restart the registry may not have heard yet that there was such a group.
+                None => {
+                    swept = Swept::TooNew;
+                    false
+                }
+            };
+            if !is_orphan {
+                continue;
+            }
+            tracing::info!(%group, "destroys a state whose replica is gone");
+            if let Err(error) = self.destroy_state(group).await {
+                tracing::error!(%group, error = format!("{error:#}"), "cannot destroy a state");
+                return Swept::Failed;
+            }
+        }
+        swept
     }
 
     /// Dials the peers that the registry knows, and no one else. Where a running process says that it is counts more than
@@ -134,9 +210,14 @@ impl Reconciler {
     fn forget_joining(&self, registry: &Registry) {
         let is_member =
             registry.stores.get(&self.own.store).is_some_and(|own| own.state() != StoreState::Joining);
-        if is_member && let Err(error) = JoinNote::remove(&self.data_dir) {
+        if !is_member || !JoinNote::is_in(&self.data_dir) {
+            return;
+        }
+        self.node.failures().reach(DriverStep::ForgetJoin.before());
+        if let Err(error) = JoinNote::remove(&self.data_dir) {
             tracing::warn!(%error, "cannot remove the note of how this store joined");
         }
+        self.node.failures().reach(DriverStep::ForgetJoin.after());
     }
 
     /// Compares what the registry says of the stores' data directories with what was seen of them.
@@ -195,6 +276,7 @@ impl Reconciler {
         // A crash may have come between the end of an earlier replica's log and that of its state.
         let leftover = here.is_none() && destroyed.is_some();
         let (engine, node, record_) = (self.engine.clone(), self.node.clone(), record.clone());
+        self.node.failures().reach(DriverStep::OpenReplica.before());
         let opened = tokio::task::spawn_blocking(move || {
             if leftover {
                 engine.destroy_keyspace(group)?;
@@ -206,6 +288,7 @@ impl Reconciler {
         });
         match opened.await {
             Ok(Ok(hosted)) => {
+                self.node.failures().reach(DriverStep::OpenReplica.after());
                 self.directory.follow(record, store);
                 self.directory.opened(group, hosted);
                 self.directory.follow(record, store);
@@ -292,10 +375,18 @@ pub(crate) async fn change(
     node: &Node,
     change: meta_command::Change,
 ) -> Result<MetaReply, pontoon_node::ProposeError> {
+    let step = DriverStep::of(&change);
+    if let Some(step) = step {
+        node.failures().reach(step.before());
+    }
     let reply = node.propose(META_GROUP, MetaCommand { change: Some(change) }.to_bytes()).await?;
     // The reply comes from this process's own state machine.
-    Ok(MetaReply::decode(reply).unwrap_or_else(|error| MetaReply {
+    let reply = MetaReply::decode(reply).unwrap_or_else(|error| MetaReply {
         error: format!("the registry's reply cannot be decoded: {error}"),
         ..MetaReply::default()
-    }))
+    });
+    if let Some(step) = step.filter(|_| reply.is_done()) {
+        node.failures().reach(step.after());
+    }
+    Ok(reply)
 }

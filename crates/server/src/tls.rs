@@ -17,6 +17,7 @@ use tower::{Layer, Service};
 use crate::config::TlsConfig;
 use crate::error::UsageError;
 use crate::forward::FORWARDED;
+use crate::vouch::{VOUCHED, Vouchers};
 
 /// What etcd's HTTP gateway marks requests with.
 const GATEWAY: &str = "grpcgateway-accept";
@@ -90,19 +91,22 @@ impl StoreDialer {
 /// Holds requests to what the connection's certificate and handshake say: a certificate that is bound to keyspaces serves
 /// for these alone, and a handshake for one tenant does not carry requests for another. And it notes whom the certificate
 /// stands for, where users are asked for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct CertificateLayer;
+#[derive(Clone, Debug)]
+pub(crate) struct CertificateLayer(pub(crate) Vouchers);
 
 impl<S> Layer<S> for CertificateLayer {
     type Service = Certified<S>;
     fn layer(&self, inner: S) -> Certified<S> {
-        Certified(inner)
+        Certified { inner, vouchers: self.0.clone() }
     }
 }
 
 /// See [`CertificateLayer`].
 #[derive(Clone, Debug)]
-pub(crate) struct Certified<S>(S);
+pub(crate) struct Certified<S> {
+    inner: S,
+    vouchers: Vouchers,
+}
 
 /// # Errors
 /// The request is for something else than the connection was made for.
@@ -143,53 +147,67 @@ fn check<B>(request: &Request<B>) -> Result<(), Status> {
 }
 
 /// Whom the connection's certificate stands for: the common name, except of what passes on the requests of others. etcd
-/// knows its HTTP gateway by the same header; other stores say so themselves.
-fn user<B>(request: &Request<B>) -> Option<CertificateUser> {
+/// knows its HTTP gateway by the same header; other stores say so themselves, and for whom they do it.
+fn user<B>(request: &Request<B>, vouchers: &Vouchers) -> Option<CertificateUser> {
+    let headers = request.headers();
+    if headers.contains_key(FORWARDED) {
+        return vouchers.vouched(headers, request.extensions());
+    }
     let connection = request.extensions().get::<ConnectionInfo>()?;
     let name = connection.certificate.as_deref()?.common_name.as_ref()?;
-    let headers = request.headers();
-    let is_passed_on = headers.contains_key(FORWARDED) || headers.contains_key(GATEWAY);
-    (!is_passed_on && !name.is_empty()).then(|| CertificateUser(Arc::clone(name)))
+    (!headers.contains_key(GATEWAY) && !name.is_empty()).then(|| CertificateUser(Arc::clone(name)))
 }
 
 impl<S, Q, B> Service<Request<Q>> for Certified<S>
 where
-    S: Service<Request<Q>, Response = Response<B>>,
+    S: Service<Request<Q>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send + 'static,
-    B: Default,
+    S::Error: Send,
+    Q: Send + 'static,
+    B: Default + Send,
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = CertifiedFuture<S::Future>;
+    type Future = CertifiedFuture<S::Response, S::Error>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(cx)
+        self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, mut request: Request<Q>) -> Self::Future {
-        match check(&request) {
-            Ok(()) => {
-                if let Some(user) = user(&request) {
-                    request.extensions_mut().insert(user);
-                }
-                CertifiedFuture::Taken(Box::pin(self.0.call(request)))
-            }
-            Err(status) => CertifiedFuture::Refused(Some(outcome::mark(status, outcome::NOT_EXECUTED))),
+        if let Err(status) = check(&request) {
+            return CertifiedFuture::Refused(Some(outcome::mark(status, outcome::NOT_EXECUTED)));
         }
+        if request.headers().contains_key(VOUCHED) && self.vouchers.may_hear_more() {
+            // The one that is ready, not its clone, answers.
+            let clone = self.inner.clone();
+            let mut inner = std::mem::replace(&mut self.inner, clone);
+            let vouchers = self.vouchers.clone();
+            return CertifiedFuture::Taken(Box::pin(async move {
+                vouchers.clone().secret_known().await;
+                note_user(&mut request, &vouchers);
+                inner.call(request).await
+            }));
+        }
+        note_user(&mut request, &self.vouchers);
+        CertifiedFuture::Taken(Box::pin(self.inner.call(request)))
+    }
+}
+
+/// Notes in a request's extensions who asks.
+fn note_user<B>(request: &mut Request<B>, vouchers: &Vouchers) {
+    if let Some(user) = user(request, vouchers) {
+        request.extensions_mut().insert(user);
     }
 }
 
 /// See [`CertificateLayer`].
-pub(crate) enum CertifiedFuture<F> {
-    Taken(Pin<Box<F>>),
+pub(crate) enum CertifiedFuture<R, E> {
+    Taken(Pin<Box<dyn Future<Output = Result<R, E>> + Send>>),
     Refused(Option<Status>),
 }
 
-impl<F, B, E> Future for CertifiedFuture<F>
-where
-    F: Future<Output = Result<Response<B>, E>>,
-    B: Default,
-{
+impl<B: Default, E> Future for CertifiedFuture<Response<B>, E> {
     type Output = Result<Response<B>, E>;
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut *self {
@@ -255,6 +273,7 @@ mod tests {
 
     #[test]
     fn whom_a_certificate_stands_for() {
+        let vouchers = Vouchers::new(tokio::sync::watch::channel(Arc::default()).1);
         let of = |name: Option<&str>, header: Option<&'static str>| {
             let mut request = Request::new(());
             request.extensions_mut().insert(ConnectionInfo {
@@ -268,14 +287,14 @@ mod tests {
             if let Some(header) = header {
                 request.headers_mut().insert(header, "1".parse().expect("a value"));
             }
-            user(&request)
+            user(&request, &vouchers)
         };
         assert_eq!(of(Some("alice"), None), Some(CertificateUser("alice".into())));
         assert_eq!(of(None, None), None);
         assert_eq!(of(Some(""), None), None);
         assert_eq!(of(Some("gateway"), Some(GATEWAY)), None);
         assert_eq!(of(Some("store"), Some(FORWARDED)), None);
-        assert_eq!(user(&Request::new(())), None, "no TLS, no certificate");
+        assert_eq!(user(&Request::new(()), &vouchers), None, "no TLS, no certificate");
     }
 
     #[test]

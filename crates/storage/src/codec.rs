@@ -146,26 +146,6 @@ pub(crate) fn encode_note(out: &mut Vec<u8>, key: &str, value: &[u8]) {
     put_bytes(out, value);
 }
 
-/// How many bytes the begin of a batch takes.
-pub(crate) const BATCH_BEGIN: usize = 1;
-
-/// How many bytes [`encode_group`] appends: the bytes stay in memory for readers, so no more is allocated.
-pub(crate) fn encoded_len(write: &GroupWrite) -> usize {
-    let field = |is: bool, bytes: usize| if is { bytes } else { 0 };
-    let snapshot =
-        |v: &Option<SnapshotMeta>| v.as_ref().map_or(0, |v| 24 + configuration_len(&v.configuration));
-    let entries = write.entries.iter().map(encoded_entry_len).sum::<usize>();
-    10 + field(write.create.is_some(), 16)
-        + field(write.hard_state.is_some(), 25)
-        + snapshot(&write.snapshot)
-        + field(write.truncate_from.is_some(), 8)
-        + field(write.commit.is_some(), 8)
-        + snapshot(&write.compact)
-        + field(!write.entries.is_empty(), 12)
-        + entries
-        + field(write.leads.is_some(), 17)
-}
-
 impl Decoder<'_> {
     fn slots(&mut self) -> Result<Vec<Slot>, DecodeError> {
         let count = self.u32()? as usize;
@@ -277,7 +257,6 @@ mod tests {
         let write = every_field();
         let (mut bytes, mut slots) = (Vec::new(), Vec::new());
         encode_group(&mut bytes, &mut slots, &write);
-        assert_eq!(bytes.len(), encoded_len(&write));
         let mut d = Decoder::new(&bytes);
         let Item::Group(read) = d.item().unwrap() else { panic!("a group was written") };
         let led = d.item().unwrap();

@@ -1,10 +1,15 @@
-//! The one writer thread: takes all batches that wait, writes them as one record, syncs once, answers all.
+//! Makes rounds durable: each is one record, one write and one sync.
+//!
+//! One thread at a time does it. Usually that is the writer thread, which takes all batches that wait; a caller that
+//! would only wait for its own batch does it itself while nothing else is under way, and saves two changes of threads.
 
-use std::sync::Arc;
+use std::io;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::error::StoreFailed;
+use crate::journal::blocks::{BLOCK, Blocks};
 use crate::journal::record::{self, HEAD_BYTES, Head};
 use crate::journal::segment::{RECORDS_AT, Segment};
 use crate::state::{LiveSegment, Pending, Shared};
@@ -13,65 +18,83 @@ use crate::stats::Counters;
 /// The memory that is kept from one round to the next; usual rounds are smaller, see `Options::round_bytes_max`.
 const BUFFER_BYTES_MAX: usize = 16 << 20;
 
-/// The writer's own state.
+/// The writer thread: runs until the store is closed and everything submitted is answered.
+pub(crate) fn run(shared: &Shared, committer: &Mutex<Committer>) {
+    let mut round = Vec::new();
+    while take_round(shared, &mut round) {
+        let outcome = commit(committer, &round);
+        for pending in round.drain(..) {
+            (pending.done)(outcome.clone());
+        }
+    }
+    let mut state = shared.lock();
+    state.writer_gone = true;
+    drop(state);
+    shared.wake_all();
+}
+
+/// Waits for batches and takes as many as a round may hold. `false`: there will be no more.
+fn take_round(shared: &Shared, round: &mut Vec<Pending>) -> bool {
+    let mut state = shared.lock();
+    while state.queue.is_empty() || state.committing {
+        if state.stopping && !state.committing {
+            return false;
+        }
+        state = shared.work.wait(state);
+    }
+    let mut bytes = 0;
+    while let Some(next) = state.queue.front() {
+        bytes += next.bytes.len() as u64;
+        if bytes > shared.options.round_bytes_max && !round.is_empty() {
+            break;
+        }
+        round.extend(state.queue.pop_front());
+    }
+    state.committing = true;
+    true
+}
+
+/// Makes a round durable, or says why it will never be. The caller has set `State::committing` when it took the round
+/// from the others, and does not have it any more afterwards.
+pub(crate) fn commit(committer: &Mutex<Committer>, round: &[Pending]) -> Result<(), StoreFailed> {
+    committer.lock().unwrap_or_else(PoisonError::into_inner).commit(round)
+}
+
+/// What only the thread needs that writes.
 #[derive(Debug)]
 pub(crate) struct Committer {
     shared: Arc<Shared>,
     segment: Arc<Segment>,
     /// Where the next record begins.
     offset: u64,
-    /// Holds a record; kept for its memory.
-    buffer: Vec<u8>,
+    blocks: Blocks,
 }
 
 impl Committer {
-    pub(crate) fn new(shared: Arc<Shared>, segment: Arc<Segment>, offset: u64) -> Self {
-        Self { shared, segment, offset, buffer: Vec::new() }
-    }
-
-    /// Runs until the store is closed and everything submitted is answered.
-    pub(crate) fn run(mut self) {
-        let mut round = Vec::new();
-        while self.take_round(&mut round) {
-            self.shared.counters.round_began.store(self.shared.micros() + 1, Relaxed);
-            let outcome = self.commit(&round);
-            self.shared.counters.round_began.store(0, Relaxed);
-            for pending in round.drain(..) {
-                (pending.done)(outcome.clone());
-            }
-        }
-        let mut state = self.shared.lock();
-        state.writer_gone = true;
-        drop(state);
-        self.shared.wake_all();
-    }
-
-    /// Waits for batches and takes as many as a round may hold. `false`: there will be no more.
-    fn take_round(&self, round: &mut Vec<Pending>) -> bool {
-        let mut state = self.shared.lock();
-        while state.queue.is_empty() {
-            if state.stopping {
-                return false;
-            }
-            state = self.shared.work.wait(state);
-        }
-        let mut bytes = 0;
-        while let Some(next) = state.queue.front() {
-            bytes += next.bytes.len() as u64;
-            if bytes > self.shared.options.round_bytes_max && !round.is_empty() {
-                break;
-            }
-            round.extend(state.queue.pop_front());
-        }
-        true
+    /// The next record goes to `offset` of `segment`.
+    ///
+    /// # Errors
+    /// The block that it begins in cannot be read.
+    pub(crate) fn new(shared: Arc<Shared>, segment: Arc<Segment>, offset: u64) -> io::Result<Self> {
+        let mut tail = vec![0; offset as usize % BLOCK];
+        segment.file.read_at(offset - tail.len() as u64, &mut tail)?;
+        Ok(Self { shared, segment, offset, blocks: Blocks::after(tail) })
     }
 
     fn commit(&mut self, round: &[Pending]) -> Result<(), StoreFailed> {
-        let failed = self.shared.lock().failed.clone();
-        match failed {
-            Some(failed) => Err(failed),
-            None => self.write(round),
+        let shared = Arc::clone(&self.shared);
+        shared.counters.round_began.store(shared.micros() + 1, Relaxed);
+        let failed = shared.lock().failed.clone();
+        let outcome = failed.map_or_else(|| self.write(round), Err);
+        shared.counters.round_began.store(0, Relaxed);
+        let mut state = shared.lock();
+        state.committing = false;
+        let is_waited_for = !state.queue.is_empty() || state.stopping;
+        drop(state);
+        if is_waited_for {
+            shared.work.notify();
         }
+        outcome
     }
 
     /// Writes and syncs one record, then says where its batches are.
@@ -89,7 +112,8 @@ impl Committer {
         }
         self.encode(round, first_batch, body_len);
         let began = Instant::now();
-        if let Err(e) = self.segment.file.write_at(self.offset, &self.buffer) {
+        let (bytes, before) = self.blocks.whole();
+        if let Err(e) = self.segment.file.write_at(self.offset - before as u64, bytes) {
             return Err(shared.fail(&format!("writing to {} failed: {e}", self.segment.name)));
         }
         if let Err(e) = self.segment.file.sync() {
@@ -100,7 +124,7 @@ impl Committer {
         Counters::add(&counters.syncs, 1);
         Counters::add(&counters.rounds, 1);
         Counters::add(&counters.batches, round.len() as u64);
-        Counters::add(&counters.bytes_written, self.buffer.len() as u64);
+        Counters::add(&counters.bytes_written, needed);
         Counters::add(&counters.entries, round.iter().map(|pending| pending.entries).sum());
         counters.last_sync_micros.store(micros, Relaxed);
         counters.sync_micros_max.fetch_max(micros, Relaxed);
@@ -119,31 +143,28 @@ impl Committer {
         drop(state);
         shared.progress.notify();
         self.offset += stride as u64;
-        // A giant round's memory is not kept.
-        if self.buffer.capacity() > BUFFER_BYTES_MAX {
-            self.buffer = Vec::new();
-        }
+        self.blocks.written(stride, BUFFER_BYTES_MAX);
         Ok(())
     }
 
     /// Puts the record together.
     fn encode(&mut self, round: &[Pending], first_batch: u64, body_len: usize) {
-        let buffer = &mut self.buffer;
-        buffer.clear();
-        buffer.reserve(record::stride(body_len) + HEAD_BYTES);
-        buffer.resize(HEAD_BYTES, 0);
+        let blocks = &mut self.blocks;
+        blocks.begin(record::stride(body_len) + HEAD_BYTES);
+        blocks.push(&[0; HEAD_BYTES]);
         for pending in round {
-            buffer.extend_from_slice(&pending.bytes);
+            blocks.push(&pending.bytes);
         }
-        let head = Head {
+        let (head, body) = blocks.pushed().split_at_mut(HEAD_BYTES);
+        let said = Head {
             body_len: body_len as u32,
             first_batch,
             segment: u64::from(self.segment.id),
-            body_crc: crc32c::crc32c(&buffer[HEAD_BYTES..]),
+            body_crc: crc32c::crc32c(body),
         };
-        buffer[..HEAD_BYTES].copy_from_slice(&head.encode());
+        head.copy_from_slice(&said.encode());
         // The padding, and the zero bytes that say "no record yet" to whoever scans this later.
-        buffer.resize(record::stride(body_len) + HEAD_BYTES, 0);
+        blocks.push(&[0; HEAD_BYTES + 8][..record::stride(body_len) - body_len]);
     }
 
     /// Goes on in the next segment, which usually lies ready.
@@ -181,6 +202,7 @@ impl Committer {
         shared.checkpoint_work.notify();
         self.segment = spare;
         self.offset = RECORDS_AT;
+        self.blocks.at_begin_of_block();
         Ok(())
     }
 }

@@ -55,7 +55,10 @@
 //! ```
 //!
 //! - **Journal.** Zero-filled, preallocated, recycled files. One checksummed record per round holds the changes of all
-//!   groups; see `docs/src/journal-format.md` for every byte.
+//!   groups, and is written in whole blocks, past the page cache where the file system lets it; see
+//!   `docs/src/journal-format.md` for every byte.
+//! - **Two ways to write.** [`LogStore::submit`] never waits, and shares rounds with all others. [`LogStore::commit`] is for
+//!   a thread that has nothing else to do: it writes by itself while nobody else does.
 //! - **Cold tier.** What outlives its segment: metadata, notes, the few entries of idle groups, the backlog of slow
 //!   followers. sled's traps are listed, and handled, in `cold/sled.rs`.
 //! - **Failure.** The first failed write or sync is final: everything later gets [`StoreFailed`], until the process is
@@ -67,7 +70,7 @@
 //!
 //! # Where to look
 //!
-//! `log_store` the handle · `committer` the writer thread · `index` (group, index) → place · `recent` the last batches · `state` what threads share ·
+//! `log_store` the handle · `committer` rounds, one at a time · `index` (group, index) → place · `recent` the last batches · `state` what threads share ·
 //! `journal` segments and records · `spares`, `checkpoint` the background threads · `cold` the cold tier · `marker`,
 //! `header` the small files · `recovery` opening · [`records`] what a stopped store tells, [`check`] whether several stores'
 //! records keep Raft's guarantees · `codec` bytes · [`disk`] the seam to files, with a disk that fails.

@@ -1,11 +1,12 @@
 //! The public handle.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use bytes::Bytes;
@@ -14,9 +15,9 @@ use pontoon_raft_core::types::{Entry, GroupId, LogIndex, ReplicaId, Term};
 
 use crate::batch::{Batch, BatchSeq, GroupState, GroupWrite};
 use crate::checkpoint;
-use crate::codec::{self, Change};
+use crate::codec::{self, Change, Slot};
 use crate::cold;
-use crate::committer::Committer;
+use crate::committer::{self, Committer};
 use crate::config::Options;
 use crate::disk::{Disk, RealDisk};
 use crate::error::{InitializeError, NoteError, OpenError, StoreFailed};
@@ -27,7 +28,7 @@ use crate::reader;
 use crate::recovery::{self, RecoveryReport};
 use crate::space::{NoSpace, Space};
 use crate::spares;
-use crate::state::{Done, Note, Pending, Shared};
+use crate::state::{Done, Note, Pending, Shared, State};
 use crate::stats::Stats;
 
 /// Notes' keys are at most this long.
@@ -48,6 +49,7 @@ pub struct LogStore {
 
 struct Inner {
     shared: Arc<Shared>,
+    committer: Arc<Mutex<Committer>>,
     threads: Mutex<Threads>,
     /// Makes `initialize` one at a time; `None` after closing.
     _lock: Option<Lock>,
@@ -99,17 +101,21 @@ impl LogStore {
         let spawn = |name: &str, f: Box<dyn FnOnce() + Send>| {
             thread::Builder::new().name(name.to_owned()).spawn(f).map_err(OpenError::io("start thread", name))
         };
-        let committer = Committer::new(Arc::clone(&shared), recovered.segment, recovered.offset);
+        let name = recovered.segment.name.clone();
+        let committer = Committer::new(Arc::clone(&shared), recovered.segment, recovered.offset)
+            .map_err(OpenError::io("read", name))?;
+        let committer = Arc::new(Mutex::new(committer));
+        let for_writer = (Arc::clone(&shared), Arc::clone(&committer));
         let for_spares = Arc::clone(&shared);
         let next_file = recovered.next_file;
         let for_checkpoint = Arc::clone(&shared);
-        let writer = spawn("log-writer", Box::new(move || committer.run()))?;
+        let writer = spawn("log-writer", Box::new(move || committer::run(&for_writer.0, &for_writer.1)))?;
         let others = vec![
             spawn("log-spares", Box::new(move || spares::run(&for_spares, next_file)))?,
             spawn("log-checkpoint", Box::new(move || checkpoint::run(&for_checkpoint)))?,
         ];
         let threads = Mutex::new(Threads { writer: Some(writer), others });
-        let inner = Inner { shared, threads, _lock: lock, initialize: Mutex::new(()) };
+        let inner = Inner { shared, committer, threads, _lock: lock, initialize: Mutex::new(()) };
         Ok((Self { inner: Arc::new(inner) }, recovered.report))
     }
 
@@ -123,42 +129,45 @@ impl LogStore {
     /// there) can only come from an error in the program. The store fails then, as it does when the disk fails, and
     /// says which rule it was.
     pub fn submit(&self, batch: Batch, done: Done) -> BatchSeq {
-        // All that can be done before is done outside the lock.
         let shared = &self.inner.shared;
-        let len = codec::BATCH_BEGIN + batch.groups.iter().map(codec::encoded_len).sum::<usize>();
-        let entries = batch.groups.iter().map(|write| write.entries.len()).sum();
-        let mut bytes = Vec::with_capacity(len);
-        let mut slots = Vec::with_capacity(entries);
-        codec::encode_batch_begin(&mut bytes);
-        let mut broken = None;
-        for write in &batch.groups {
-            codec::encode_group(&mut bytes, &mut slots, write);
-            broken = broken.or_else(|| gap_within(write));
-        }
-        debug_assert_eq!(bytes.len(), len);
-        let bytes = Bytes::from(bytes);
-        if len > BATCH_BYTES_MAX {
-            broken = Some(format!("it has {len} bytes"));
-        }
-
+        let encoded = Encoded::of(&batch);
         let mut state = shared.lock();
-        let number = state.number(&bytes);
-        if state.takes_writes() {
-            let mut rest = slots.as_slice();
-            for write in &batch.groups {
-                let (own, others) = rest.split_at(write.entries.len());
-                rest = others;
-                if broken.is_none() {
-                    broken = state.apply(number, &Change::of(write, own)).err();
-                }
-            }
-            if let Some(rule) = &broken {
-                let reason = format!("batch {number} breaks a rule of the log: {rule}");
-                tracing::error!(reason, "the log store has failed and takes no more writes");
-                state.failed.get_or_insert_with(|| StoreFailed::new(reason));
-            }
+        let number = encoded.apply(&batch, &mut state);
+        self.enqueue(state, encoded.pending(number, done));
+        BatchSeq(number)
+    }
+
+    /// Makes a batch durable, and returns when it is: [`submit`](Self::submit) for who has nothing else to do meanwhile.
+    /// While no other batch is under way, the calling thread writes to the disk itself, without waking another one;
+    /// batches that come from several threads at once share rounds.
+    ///
+    /// It waits for the disk, so it must not be called from a `done`, nor where a thread serves other tasks.
+    ///
+    /// # Errors
+    /// The store has failed, or fails now, or was closed: whether the batch is durable is not known.
+    pub fn commit(&self, batch: Batch) -> Result<BatchSeq, StoreFailed> {
+        let shared = &self.inner.shared;
+        let encoded = Encoded::of(&batch);
+        let mut state = shared.lock();
+        let number = encoded.apply(&batch, &mut state);
+        let is_alone = state.queue.is_empty() && !state.committing && !state.stopping;
+        if is_alone {
+            state.committing = true;
+            drop(state);
+            committer::commit(&self.inner.committer, &[encoded.pending(number, Box::new(|_| ()))])?;
+        } else {
+            let (sender, receiver) = mpsc::sync_channel(1);
+            let done = Box::new(move |outcome| {
+                let _ = sender.send(outcome); // the receiver waits below
+            });
+            self.enqueue(state, encoded.pending(number, done));
+            receiver.recv().unwrap_or_else(|_| Err(closed_error()))?;
         }
-        let pending = Pending { number, bytes, entries: entries as u64, done };
+        Ok(BatchSeq(number))
+    }
+
+    /// Gives a batch to the writer thread; answers it at once if there is none any more.
+    fn enqueue(&self, mut state: MutexGuard<'_, State>, pending: Pending) {
         if state.writer_gone {
             // Nobody is left to answer in order.
             drop(state);
@@ -166,9 +175,8 @@ impl LogStore {
         } else {
             state.queue.push_back(pending);
             drop(state);
-            shared.work.notify();
+            self.inner.shared.work.notify();
         }
-        BatchSeq(number)
     }
 
     /// Reads entries of `range` in order, until their `size_bytes` would pass `bytes_max`; always at least one if the
@@ -287,9 +295,8 @@ impl LogStore {
             let done = Box::new(move |outcome| {
                 let _ = sender.send(outcome); // the receiver waits below
             });
-            state.queue.push_back(Pending { number, bytes, entries: 0, done });
+            self.enqueue(state, Pending { number, bytes, entries: 0, done });
         }
-        shared.work.notify();
         Ok(receiver.recv().unwrap_or_else(|_| Err(closed_error()))?)
     }
 
@@ -382,6 +389,73 @@ impl LogStore {
     /// Writes what is waiting and closes the store. Later submissions through other handles are refused.
     pub fn close(self) {
         self.inner.close();
+    }
+}
+
+thread_local! {
+    /// Where batches are put together.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+/// A thread keeps at most so much of it; usual batches are smaller.
+const SCRATCH_BYTES_MAX: usize = 256 << 10;
+
+/// A batch as it goes to the disk: all that can be done before the store's lock is taken.
+struct Encoded {
+    bytes: Bytes,
+    /// Where in `bytes` the entries lie.
+    slots: Vec<Slot>,
+    /// The rule that the batch breaks by itself, if it does.
+    broken: Option<String>,
+}
+
+impl Encoded {
+    fn of(batch: &Batch) -> Self {
+        let mut slots = Vec::with_capacity(batch.groups.iter().map(|write| write.entries.len()).sum());
+        let mut broken = batch.groups.iter().find_map(gap_within);
+        // The bytes stay in memory for readers, so there shall be no more of them than needed; and memory that was used
+        // just before is written much faster than what they get.
+        let bytes = SCRATCH.with_borrow_mut(|scratch| {
+            scratch.clear();
+            codec::encode_batch_begin(scratch);
+            for write in &batch.groups {
+                codec::encode_group(scratch, &mut slots, write);
+            }
+            let bytes = Bytes::copy_from_slice(scratch);
+            scratch.shrink_to(SCRATCH_BYTES_MAX);
+            bytes
+        });
+        if bytes.len() > BATCH_BYTES_MAX {
+            broken = Some(format!("it has {} bytes", bytes.len()));
+        }
+        Self { bytes, slots, broken }
+    }
+
+    /// Gives the batch its number and carries it out in the index, if the store takes writes. A rule that it breaks fails
+    /// the store.
+    fn apply(&self, batch: &Batch, state: &mut State) -> u64 {
+        let number = state.number(&self.bytes);
+        if !state.takes_writes() {
+            return number;
+        }
+        let mut broken = self.broken.clone();
+        let mut rest = self.slots.as_slice();
+        for write in &batch.groups {
+            let (own, others) = rest.split_at(write.entries.len());
+            rest = others;
+            if broken.is_none() {
+                broken = state.apply(number, &Change::of(write, own)).err();
+            }
+        }
+        if let Some(rule) = &broken {
+            let reason = format!("batch {number} breaks a rule of the log: {rule}");
+            tracing::error!(reason, "the log store has failed and takes no more writes");
+            state.failed.get_or_insert_with(|| StoreFailed::new(reason));
+        }
+        number
+    }
+
+    fn pending(self, number: u64, done: Done) -> Pending {
+        Pending { number, bytes: self.bytes, entries: self.slots.len() as u64, done }
     }
 }
 

@@ -196,6 +196,7 @@ fn finish(
         notes: replayed.notes,
         header,
         queue: Default::default(),
+        committing: false,
         pending_bytes: 0,
         next_batch: scanned.next_batch,
         durable: last_batch,

@@ -99,7 +99,8 @@ fn make_one(shared: &Shared, job: &Job, next_file: &mut u64) {
         (small, take_retired(&mut state, job.bytes))
     };
     let made = (|| {
-        for small in &small {
+        // The newest first: a gap in the ids would look like a segment that was lost.
+        for small in small.iter().rev() {
             shared.disk.remove(&small.name)?;
             shared.disk.sync_names()?;
         }

@@ -96,6 +96,8 @@ pub(crate) struct State {
     pub(crate) notes: BTreeMap<String, Note>,
     pub(crate) header: Option<Header>,
     pub(crate) queue: VecDeque<Pending>,
+    /// A thread has taken a round and makes it durable. The next one is begun after that, so rounds are in order.
+    pub(crate) committing: bool,
     /// Bytes of submitted batches that are not durable.
     pub(crate) pending_bytes: u64,
     /// The number of the next batch.

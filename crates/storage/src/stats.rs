@@ -14,7 +14,8 @@ pub struct Stats {
     pub batches: u64,
     /// Entries written.
     pub entries: u64,
-    /// Bytes written to the journal for rounds.
+    /// Bytes of records written to the journal. What is written again of the block that a record begins in, and the
+    /// zeroes to the end of its last block, do not count.
     pub bytes_written: u64,
     /// Bytes of batches that were submitted and are not durable yet.
     pub pending_bytes: u64,

@@ -64,6 +64,49 @@ fn done_is_called_in_submit_order() {
 }
 
 #[test]
+fn threads_that_commit_at_once_share_rounds_and_each_waits_for_its_own() {
+    const THREADS: u64 = 8;
+    const EACH: u64 = 40;
+    on_both(|open| {
+        let (store, _) = open();
+        put(&store, (1..=THREADS).map(create).collect()).unwrap();
+        std::thread::scope(|scope| {
+            for group in 1..=THREADS {
+                let store = &store;
+                scope.spawn(move || {
+                    let mut before = BatchSeq(0);
+                    for i in 1..=EACH {
+                        let batch = of(vec![append(group, i, 1, 1, 20)]);
+                        // One thread only hands its batches over, so that the writer thread has a part in it.
+                        let number = if group == 1 {
+                            store.submit(batch, Box::new(|outcome| outcome.unwrap()))
+                        } else {
+                            let number = store.commit(batch).unwrap();
+                            assert!(store.durable_batch() >= number);
+                            number
+                        };
+                        assert!(number > before);
+                        before = number;
+                    }
+                });
+            }
+        });
+        // Closing answers what was only handed over.
+        let other = store.clone();
+        store.close();
+        let stats = other.stats();
+        assert_eq!((stats.batches, stats.pending_bytes), (THREADS * EACH + 1, 0));
+        assert!(other.commit(of(vec![])).unwrap_err().reason.contains("closed"));
+        drop(other);
+        let (store, report) = open();
+        assert_eq!(report.last_batch, THREADS * EACH + 1);
+        for group in 1..=THREADS {
+            assert_eq!(all_entries(&store, group).len() as u64, EACH);
+        }
+    });
+}
+
+#[test]
 fn ranges_are_bounded_by_bytes_and_checked() {
     on_both(|open| {
         let (store, _) = open();

@@ -36,6 +36,10 @@ fn killed_after(batches: u64, options: &Options, seed: u64) -> (MemoryDisk, Memo
         models.push(model.clone());
         put(&store, batch).unwrap();
     }
+    // Until the next segment lies ready, nothing tells of the newest one but itself.
+    while store.stats().spare_segments == 0 {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
     (before, disk.copy(), models)
 }
 

@@ -67,6 +67,8 @@ pub(crate) struct ReceiveCounters {
     pub(crate) bytes: AtomicU64,
     pub(crate) dropped: AtomicU64,
     pub(crate) refused_frames: AtomicU64,
+    /// What has come of large messages that are not whole.
+    pub(crate) partial_bytes: AtomicU64,
     /// When the last frame came, in milliseconds since the transport started.
     heard_ms: AtomicU64,
 }
@@ -144,6 +146,7 @@ impl Drop for Greeted {
             && lane.stream == Some(self.stream)
         {
             lane.stream = None;
+            lane.counters.partial_bytes.store(0, Ordering::Relaxed);
             let elapsed = lane.changed.elapsed();
             lane.connected_before += elapsed;
             lane.changed = Instant::now();
@@ -314,6 +317,7 @@ impl Acceptor {
     }
 
     pub(crate) fn statuses(&self) -> Vec<LinkStatus> {
+        let shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let lanes = self.lock();
         let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
         let status = |(&(store, lane), known): (&(StoreId, Lane), &InboundLane)| LinkStatus {
@@ -336,6 +340,9 @@ impl Acceptor {
             queued_messages: 0,
             queued_bytes: 0,
             in_flight_bytes: 0,
+            large_bytes: usize::try_from(load(&known.counters.partial_bytes)).unwrap_or(usize::MAX),
+            waits_for: None,
+            unprocessed_bytes: shares.get(&store).map_or(0, |share| share.used()),
             credit_bytes: None,
             messages: load(&known.counters.messages),
             frames: load(&known.counters.frames),

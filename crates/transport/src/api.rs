@@ -51,8 +51,10 @@ pub const FEATURE_REPORTS: u64 = 1;
 pub const FEATURE_BEATS: u64 = 1 << 1;
 /// Bit of [`Inbound::features`]: the store keeps to credits on the log lane, and grants them.
 pub const FEATURE_CREDITS: u64 = 1 << 2;
+/// Bit of [`Inbound::features`]: the store takes large messages in pieces on the log lane.
+pub const FEATURE_PIECES: u64 = 1 << 3;
 /// What this version can.
-pub(crate) const FEATURES: u64 = FEATURE_REPORTS | FEATURE_BEATS | FEATURE_CREDITS;
+pub(crate) const FEATURES: u64 = FEATURE_REPORTS | FEATURE_BEATS | FEATURE_CREDITS | FEATURE_PIECES;
 
 /// What became of a [`RelayedProposal`] at the store it was sent to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,7 +134,8 @@ pub trait Inbound: Send + Sync + 'static {
     }
 
     /// The optional abilities of `store`, as it tells them whenever the control lane to it opens: before
-    /// [`Inbound::link_up`]. Bits of [`FEATURE_REPORTS`], [`FEATURE_BEATS`], [`FEATURE_CREDITS`] and others that this version does not know.
+    /// [`Inbound::link_up`]. Bits of [`FEATURE_REPORTS`], [`FEATURE_BEATS`], [`FEATURE_CREDITS`],
+    /// [`FEATURE_PIECES`] and others that this version does not know.
     fn features(&self, store: StoreId, features: u64) {
         let _ = (store, features);
     }

@@ -2,21 +2,24 @@
 //!
 //! There is no linger timer: a frame holds what waits when the stream asks for it, up to a target. While one frame is
 //! on its way the next one gathers by itself, so an idle link sends a lone message at once and a busy one sends large
-//! frames.
+//! frames. A message that is larger than several together may be is sent in pieces, beside what else waits, to a peer that takes
+//! them.
 
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use pontoon_proto::peer::v1 as pb;
 use pontoon_raft_core::message::{AppendEntries, Body, Entries, Message};
 use pontoon_raft_core::types::{Entry, GroupId, StoreId};
 use tokio_stream::Stream;
 
-use crate::api::EntrySource;
+use crate::api::{EntrySource, FEATURE_BEATS, FEATURE_PIECES, RelayedProposal};
 use crate::beats::{self, BEAT_BYTES, Beat};
 use crate::receive_budget::{MESSAGE_CHARGE_BYTES, charge};
-use crate::send_queue::{Helping, Item, Room, SendQueue, Sent};
+use crate::send_queue::{Content, Helping, Item, Large, PIECE_BYTES, SendQueue, Sent};
 use crate::wire;
 
 /// About what a message takes on the wire beyond its data.
@@ -27,11 +30,11 @@ const FRAME_MESSAGES_MAX: usize = 4096;
 /// Where a frame ends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FrameLimits {
-    /// Nothing is added once a frame has this many bytes.
+    /// Nothing is added once a frame has this many bytes. And the share of one group in each round.
     pub(crate) target: usize,
-    /// Several messages together stay below.
+    /// Several messages together stay below. What is larger alone is sent in pieces, if the peer takes them.
     pub(crate) several: usize,
-    /// A single message above it is lost: the peer would refuse the frame.
+    /// A single message above it is lost: the peer would refuse it.
     pub(crate) single: usize,
 }
 
@@ -42,6 +45,38 @@ pub(crate) struct FrameStream {
     entries: Arc<dyn EntrySource>,
     limits: FrameLimits,
     sent: Sent,
+    shares: Shares,
+}
+
+/// What each group had of the present round, in bytes.
+#[derive(Debug, Default)]
+struct Shares {
+    round: u64,
+    had: HashMap<GroupId, usize>,
+    /// Groups that have nothing more in this round, because a large message of theirs has begun.
+    over: Vec<GroupId>,
+}
+
+impl Shares {
+    /// A new round begins all anew.
+    fn in_round(&mut self, round: u64) {
+        if self.round != round {
+            self.round = round;
+            self.had.clear();
+            self.over.clear();
+        }
+    }
+
+    fn had(&self, group: GroupId) -> usize {
+        if self.over.contains(&group) {
+            return usize::MAX;
+        }
+        self.had.get(&group).copied().unwrap_or(0)
+    }
+
+    fn has(&mut self, group: GroupId, bytes: usize) {
+        *self.had.entry(group).or_default() += bytes;
+    }
 }
 
 impl FrameStream {
@@ -51,56 +86,70 @@ impl FrameStream {
         entries: Arc<dyn EntrySource>,
         limits: FrameLimits,
     ) -> Self {
-        Self { queue, epoch, entries, limits, sent: Sent::default() }
+        Self { queue, epoch, entries, limits, sent: Sent::default(), shares: Shares::default() }
     }
 
-    /// Builds a frame of `items` and more from the queue; `None` if all were stale, or the first has no room.
-    fn build(
-        &mut self,
-        ping: Option<u64>,
-        wants: Option<u64>,
-        items: Vec<Item>,
-        room: Room,
-        packs: bool,
-    ) -> Option<pb::LaneFrame> {
+    /// Builds a frame of `content` and more from the queue; `None` if all items were stale, or the first has no room.
+    fn build(&mut self, content: Content) -> Option<pb::LaneFrame> {
+        let Content { ping, wants, batch, pieces_bytes_max, room, features } = content;
+        // (A frame of pieces that are due takes no items.)
+        let takes_items = !batch.items.is_empty();
+        if takes_items {
+            self.shares.in_round(batch.round);
+        }
         let mut frame = Builder {
             frame: pb::LaneFrame {
                 ping,
                 wants: wants.unwrap_or_default(),
-                messages: Vec::with_capacity(items.len()),
+                messages: Vec::with_capacity(batch.items.len()),
                 ..pb::LaneFrame::default()
             },
             messages: 0,
             bytes: 0,
             limits: FrameLimits { several: self.limits.several.min(room.bytes), ..self.limits },
+            large: if features & FEATURE_PIECES != 0 { self.limits.several } else { usize::MAX },
             any_one: room.any_one,
             credit: room.credit,
-            packs,
+            packs: features & FEATURE_BEATS != 0,
+            queue: &self.queue,
+            epoch: self.epoch,
+            source: &*self.entries,
+            sent: &mut self.sent,
+            shares: &mut self.shares,
         };
-        let mut waiting = items.into_iter();
+        let mut waiting = batch.items.into_iter();
         let rest = loop {
-            if frame.is_full() {
+            if !takes_items || frame.is_full() {
                 break None;
             }
             let Some(item) = waiting.next() else {
-                waiting = self.queue.more(self.epoch).into_iter();
-                if waiting.len() == 0 {
+                let batch = frame.queue.more(frame.epoch, &mut frame.sent.later);
+                if batch.items.is_empty() {
                     break None;
                 }
+                frame.shares.in_round(batch.round);
+                waiting = batch.items.into_iter();
                 continue;
             };
-            if let Some(rest) = frame.add(item, &*self.entries, &mut self.sent) {
-                break Some(rest);
+            match frame.add(item) {
+                Added::Yes => {}
+                Added::Later(item) => frame.sent.later.push(item),
+                Added::NoRoom(item) => break Some(item),
             }
         };
-        self.sent.messages = frame.messages as u64;
-        self.sent.bytes = frame.bytes as u64;
-        self.sent.charge = room.credit - frame.credit;
-        let holds_something = ping.is_some() || wants.is_some() || frame.messages > 0;
+        // Pieces would take the room that an item waits for.
+        if rest.is_none() || frame.sent.starved.is_some() {
+            frame.add_pieces(pieces_bytes_max);
+        }
+        let Builder { frame: mut built, messages, bytes, credit, .. } = frame;
+        self.sent.messages += messages as u64;
+        self.sent.bytes = bytes as u64;
+        self.sent.charge = room.credit - credit;
+        let holds_something = ping.is_some() || wants.is_some() || messages > 0 || !built.pieces.is_empty();
         // After the items were taken: what they rest on was durable when they were queued.
-        frame.frame.reached = self.entries.durable();
+        built.reached = self.entries.durable();
         self.queue.sent(self.epoch, rest.into_iter().chain(waiting), &mut self.sent, holds_something);
-        holds_something.then_some(frame.frame)
+        holds_something.then_some(built)
     }
 }
 
@@ -115,8 +164,8 @@ impl Stream for FrameStream {
                 Some(Helping::Hello(hello)) => {
                     return Poll::Ready(Some(pb::LaneFrame { hello: Some(*hello), ..Default::default() }));
                 }
-                Some(Helping::Items { ping, wants, items, room, packs }) => {
-                    if let Some(frame) = this.build(ping, wants, items, room, packs) {
+                Some(Helping::Items(content)) => {
+                    if let Some(frame) = this.build(content) {
                         return Poll::Ready(Some(frame));
                     }
                 }
@@ -125,20 +174,37 @@ impl Stream for FrameStream {
     }
 }
 
-struct Builder {
+/// What became of an item.
+enum Added {
+    /// It is in the frame, or nothing of it is left to be sent.
+    Yes,
+    /// The frame ends before it, or in the midst of it.
+    NoRoom(Item),
+    /// It is for the next round.
+    Later(Item),
+}
+
+struct Builder<'a> {
     frame: pb::LaneFrame,
     messages: usize,
     bytes: usize,
     limits: FrameLimits,
+    /// What is larger is sent in pieces.
+    large: usize,
     /// The first message may be larger than `limits.several`.
     any_one: bool,
     /// What the peer lets us send yet. Only appends with entries are held to it; nothing else is sent where there is a bound.
     credit: u64,
     /// The peer takes [`pb::Beats`].
     packs: bool,
+    queue: &'a SendQueue,
+    epoch: u64,
+    source: &'a dyn EntrySource,
+    sent: &'a mut Sent,
+    shares: &'a mut Shares,
 }
 
-impl Builder {
+impl Builder<'_> {
     /// Whether a message of this size belongs into the next frame.
     fn has_no_room(&self, bytes: usize) -> bool {
         let first = self.messages == 0 && self.any_one;
@@ -149,19 +215,16 @@ impl Builder {
         self.bytes >= self.limits.target || self.messages >= FRAME_MESSAGES_MAX
     }
 
-    /// Adds an item, or returns what of it must wait for the next frame.
-    fn add(&mut self, item: Item, source: &dyn EntrySource, sent: &mut Sent) -> Option<Item> {
+    fn add(&mut self, item: Item) -> Added {
+        if let Some(group) = item.group()
+            && self.shares.had(group) >= self.limits.target
+        {
+            return Added::Later(item);
+        }
         match item {
-            Item::Raft(group, message) => return self.add_raft(group, message, source, sent),
+            Item::Raft(group, message) => return self.add_raft(group, message),
             Item::Beats(beats) => return self.add_beats(beats),
-            Item::Proposal(proposal) => {
-                let bytes = MESSAGE_BYTES + proposal.data.len();
-                if self.has_no_room(bytes) {
-                    return Some(Item::Proposal(proposal));
-                }
-                self.frame.proposals.push(wire::proposal_to_wire(proposal));
-                self.count(bytes);
-            }
+            Item::Proposal(proposal) => return self.add_proposal(proposal),
             Item::Reply(reply) => {
                 self.frame.proposal_replies.push(wire::reply_to_wire(reply));
                 self.count(MESSAGE_BYTES);
@@ -171,14 +234,14 @@ impl Builder {
                 self.count(MESSAGE_BYTES);
             }
         }
-        None
+        Added::Yes
     }
 
-    fn add_beats(&mut self, beats: Vec<Beat>) -> Option<Item> {
+    fn add_beats(&mut self, beats: Vec<Beat>) -> Added {
         let bytes =
             if self.packs { MESSAGE_BYTES + beats.len() * BEAT_BYTES } else { beats.len() * MESSAGE_BYTES };
         if self.has_no_room(bytes) {
-            return Some(Item::Beats(beats));
+            return Added::NoRoom(Item::Beats(beats));
         }
         if self.packs {
             self.frame.beats.push(beats::to_wire(self.frame.messages.len(), &beats));
@@ -192,47 +255,71 @@ impl Builder {
         }
         self.messages += beats.len();
         self.bytes += bytes;
-        None
+        Added::Yes
     }
 
-    fn add_raft(
-        &mut self,
-        group: GroupId,
-        mut message: Message,
-        source: &dyn EntrySource,
-        sent: &mut Sent,
-    ) -> Option<Item> {
+    fn add_proposal(&mut self, proposal: RelayedProposal) -> Added {
+        let (group, bytes) = (proposal.group, MESSAGE_BYTES + proposal.data.len());
+        if bytes > self.large {
+            let without_data = RelayedProposal { data: Bytes::new(), ..proposal.clone() };
+            let begun = self.begin_large(group, bytes, || Large {
+                group,
+                item: Item::Proposal(without_data),
+                of: pb::PieceOf::Proposal,
+                charge: 0,
+                rest: wire::pieces::proposal(proposal.clone()),
+            });
+            return if begun { Added::Yes } else { Added::Later(Item::Proposal(proposal)) };
+        }
+        if self.has_no_room(bytes) {
+            return Added::NoRoom(Item::Proposal(proposal));
+        }
+        self.frame.proposals.push(wire::proposal_to_wire(proposal));
+        self.shares.has(group, bytes);
+        self.count(bytes);
+        Added::Yes
+    }
+
+    fn add_raft(&mut self, group: GroupId, mut message: Message) -> Added {
         let mut rest = None;
         let entries = match &mut message.body {
             Body::AppendEntries(append) => {
-                let room = self.limits.several.saturating_sub(self.bytes) as u64;
+                let share = self.limits.target - self.shares.had(group);
+                let room = self.limits.several.saturating_sub(self.bytes).min(share) as u64;
                 let room = room.min(self.credit.saturating_sub(MESSAGE_CHARGE_BYTES));
-                let Some(entries) = read(group, append, source, room) else {
-                    sent.cancelled += 1;
-                    return None;
+                let Some(entries) = read(group, append, self.source, room) else {
+                    self.sent.cancelled += 1;
+                    return Added::Yes;
                 };
                 let bytes = entries.iter().map(|e| usize::try_from(e.size_bytes()).unwrap_or(usize::MAX));
                 let bytes = bytes.fold(MESSAGE_BYTES, usize::saturating_add);
                 if bytes > self.limits.single {
                     tracing::error!(%group, bytes, max = self.limits.single, "an entry is too large for any frame");
-                    sent.lost.push(group);
-                    return None;
+                    self.sent.lost.push(group);
+                    return Added::Yes;
                 }
                 let charge = charge(&entries);
                 let starved = charge > self.credit;
                 if starved {
-                    sent.starved = Some(charge);
+                    self.sent.starved = Some(charge);
                 }
-                if starved || self.has_no_room(bytes) {
+                let large = bytes > self.large;
+                if starved || (!large && self.has_no_room(bytes)) {
                     if let Entries::Inline(place) = &mut append.entries {
                         *place = entries;
                     }
-                    return Some(Item::Raft(group, message));
+                    return Added::NoRoom(Item::Raft(group, message));
                 }
                 rest = remainder(append, &entries);
+                if large {
+                    return self.add_large(group, message, entries, rest, charge);
+                }
                 self.credit -= charge;
+                if !entries.is_empty() {
+                    self.shares.has(group, bytes);
+                }
                 self.bytes += bytes - MESSAGE_BYTES;
-                sent.appends.push(group);
+                self.sent.appends.push(group);
                 entries
             }
             _ => Vec::new(),
@@ -242,7 +329,58 @@ impl Builder {
         });
         self.frame.messages.push(wire::message_to_wire(group, message, entries));
         self.count(MESSAGE_BYTES);
-        rest
+        match rest {
+            None => Added::Yes,
+            Some(rest) if self.shares.had(group) >= self.limits.target => Added::Later(rest),
+            Some(rest) => Added::NoRoom(rest),
+        }
+    }
+
+    /// Begins an append that is sent in pieces.
+    fn add_large(
+        &mut self,
+        group: GroupId,
+        mut message: Message,
+        entries: Vec<Entry>,
+        rest: Option<AppendEntries>,
+        charge: u64,
+    ) -> Added {
+        let bytes = usize::try_from(charge).unwrap_or(usize::MAX);
+        let begun = self.begin_large(group, bytes, || Large {
+            group,
+            // Its entries were taken out, if it held any.
+            item: Item::Raft(group, message.clone()),
+            of: pb::PieceOf::Append,
+            charge,
+            rest: wire::pieces::append(group, message.clone(), &entries),
+        });
+        if begun {
+            self.credit -= charge;
+            let Some(rest) = rest else { return Added::Yes };
+            message.body = Body::AppendEntries(rest);
+        } else if let Body::AppendEntries(append) = &mut message.body
+            && let Entries::Inline(place) = &mut append.entries
+        {
+            *place = entries;
+        }
+        Added::Later(Item::Raft(group, message))
+    }
+
+    /// Adds pieces of large messages, of at most so many bytes.
+    fn add_pieces(&mut self, bytes_max: usize) {
+        let free = self.limits.several.saturating_sub(self.bytes);
+        let free = if self.any_one && self.bytes == 0 { free.max(PIECE_BYTES) } else { free };
+        let bytes = bytes_max.min(free).min(self.limits.target.saturating_sub(self.bytes));
+        if bytes > 0 {
+            self.frame.pieces = self.queue.pieces(self.epoch, bytes, self.sent);
+            self.bytes += self.frame.pieces.iter().map(|piece| piece.data.len()).sum::<usize>();
+        }
+    }
+
+    /// See [`SendQueue::begin_large`]. Either way the group has nothing more in this round.
+    fn begin_large(&mut self, group: GroupId, bytes: usize, make: impl FnOnce() -> Large) -> bool {
+        self.shares.over.push(group);
+        self.queue.begin_large(self.epoch, group, bytes, make)
     }
 
     fn count(&mut self, bytes: usize) {
@@ -283,3 +421,6 @@ fn remainder(append: &AppendEntries, entries: &[Entry]) -> Option<AppendEntries>
         entries: Entries::Interval { last, last_term },
     })
 }
+
+#[cfg(test)]
+mod tests;

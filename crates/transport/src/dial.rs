@@ -10,10 +10,13 @@ use pontoon_raft_core::types::StoreId;
 use pontoon_tls::{ClientTls, ConnectError};
 use tokio::net::TcpStream;
 use tokio_util::either::Either;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Status, Streaming};
+use tonic::{Request, Status, Streaming};
 
 use crate::batch::FrameStream;
+use crate::codec::DialCodec;
 use crate::config::TransportConfig;
 use crate::identity::Claim;
 use crate::io::{KillOnDrop, PeerSocket};
@@ -85,6 +88,9 @@ impl DialError {
     }
 }
 
+/// The path of `Peer.Lane`.
+const LANE_PATH: &str = "/pontoon.peer.v1.Peer/Lane";
+
 /// An open, greeted stream. Dropping it closes the socket.
 pub(crate) struct Session {
     pub(crate) replies: Streaming<pb::LaneReply>,
@@ -96,19 +102,30 @@ pub(crate) struct Session {
     pub(crate) credit: Option<u64>,
     /// What the peer says of its data directory.
     pub(crate) claim: Option<Claim>,
-    _client: PeerClient<Channel>,
+    _channel: Grpc<Channel>,
     _kill: KillOnDrop,
 }
 
-/// Opens a connection of its own to `address`.
-///
-/// `keep_alive` is how long a silence is bearable where nothing above watches the connection; lanes have probes.
+/// Opens a connection of its own to `address`, for snapshots. `keep_alive` is how long a silence is bearable.
 pub(crate) async fn connect(
     address: &str,
     tls: Option<&ClientTls>,
     message_bytes_max: usize,
-    keep_alive: Option<Duration>,
+    keep_alive: Duration,
 ) -> Result<(PeerClient<Channel>, KillOnDrop), DialError> {
+    let (channel, kill) = open(address, tls, Some(keep_alive)).await?;
+    let client = PeerClient::new(channel)
+        .max_decoding_message_size(REPLY_BYTES_MAX)
+        .max_encoding_message_size(message_bytes_max);
+    Ok((client, kill))
+}
+
+/// `keep_alive` is how long a silence is bearable where nothing above watches the connection; lanes have probes.
+async fn open(
+    address: &str,
+    tls: Option<&ClientTls>,
+    keep_alive: Option<Duration>,
+) -> Result<(Channel, KillOnDrop), DialError> {
     let host = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
     let tcp = TcpStream::connect(host).await.map_err(|source| match source.kind() {
         io::ErrorKind::ConnectionRefused => DialError::ConnectionRefused { address: address.to_owned() },
@@ -143,11 +160,7 @@ pub(crate) async fn connect(
     if let Some(silence) = keep_alive {
         endpoint = endpoint.http2_keep_alive_interval(silence / 2).keep_alive_timeout(silence / 2);
     }
-    let channel = endpoint.connect_with_connector(connector).await?;
-    let client = PeerClient::new(channel)
-        .max_decoding_message_size(REPLY_BYTES_MAX)
-        .max_encoding_message_size(message_bytes_max);
-    Ok((client, kill))
+    Ok((endpoint.connect_with_connector(connector).await?, kill))
 }
 
 /// Opens a lane and waits for the answer to the hello, which `frames` holds.
@@ -157,9 +170,14 @@ pub(crate) async fn open_lane(
     expected: StoreId,
     frames: FrameStream,
 ) -> Result<Session, DialError> {
-    let (mut client, kill) =
-        connect(&address, config.tls.as_ref(), config.limits.message_bytes_max, None).await?;
-    let mut replies = client.lane(frames).await?.into_inner();
+    let (channel, kill) = open(&address, config.tls.as_ref(), None).await?;
+    let mut channel = Grpc::new(channel)
+        .max_decoding_message_size(REPLY_BYTES_MAX)
+        .max_encoding_message_size(config.limits.message_bytes_max);
+    channel.ready().await?;
+    // As the generated client does, but with a codec of our own.
+    let path = PathAndQuery::from_static(LANE_PATH);
+    let mut replies = channel.streaming(Request::new(frames), path, DialCodec).await?.into_inner();
     let first = replies.message().await?.ok_or(DialError::NoAnswer)?;
     let credit = first.credit;
     let ack = first.hello_ack.ok_or(DialError::NoAnswer)?;
@@ -187,7 +205,7 @@ pub(crate) async fn open_lane(
         features: ack.features,
         credit,
         claim: Claim::from_wire(ack.lineage, ack.incarnation),
-        _client: client,
+        _channel: channel,
         _kill: kill,
     })
 }

@@ -128,6 +128,12 @@ pub enum WireError {
         /// The message's term.
         max: u64,
     },
+    /// A piece of a large message that fits to nothing before it.
+    #[error("a piece of a message {why}")]
+    Piece {
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// A configuration that cannot be.
     #[error("a configuration {why}")]
     Configuration {

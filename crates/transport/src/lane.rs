@@ -136,8 +136,15 @@ impl OutboundLane {
     }
 
     pub(crate) fn status(&self) -> LinkStatus {
-        let Held { messages: queued_messages, bytes: queued_bytes, in_flight_bytes, credit_bytes, counters } =
-            self.queue.status();
+        let Held {
+            messages: queued_messages,
+            bytes: queued_bytes,
+            in_flight_bytes,
+            large_bytes,
+            credit_bytes,
+            waits_for,
+            counters,
+        } = self.queue.status();
         let told = lock(&self.told);
         LinkStatus {
             store: self.store,
@@ -159,6 +166,9 @@ impl OutboundLane {
             queued_messages,
             queued_bytes,
             in_flight_bytes,
+            large_bytes,
+            waits_for,
+            unprocessed_bytes: 0,
             credit_bytes,
             messages: counters.messages,
             frames: counters.frames,

@@ -84,7 +84,9 @@
 //! - [`Transport::send`] never waits and guarantees nothing. Each message ends as exactly one of *sent*, *cancelled*
 //!   (a stale append) or *reported* ([`Inbound::unreachable`], once per group, lane and loss epoch); a relayed
 //!   proposal that did not reach the wire is answered with [`ProposalOutcome::NotSent`].
-//! - Messages of one lane arrive in order, except that a stream may break.
+//! - What one group sends on one lane arrives in order, except that a stream may break. Groups take turns: each has a share
+//!   of each round, and a message that is too large for a frame travels in pieces beside the others, so that a group that
+//!   floods, or sends giants, delays another one by a share.
 //! - Everything is bounded: send queues in messages and bytes, frames, what is received and not processed, snapshots
 //!   at a time, strangers. A receiver grants its senders credits, so what all of them bring stays within its budget
 //!   and is not dropped. A peer that is slow, dead, half-open or lying costs no more than its bounds.
@@ -114,17 +116,26 @@
 //! |---|---|
 //! | `transport.rs` | the handle: peers, sending, status, live settings |
 //! | `api.rs` | what the host implements, what travels besides Raft messages |
-//! | `send_queue.rs` | what waits for one store on one lane, and what was lost |
+//! | `send_queue.rs` | what waits for one store on one lane, and what was lost; `waiting.rs` whose turn it is, `large.rs` messages in pieces |
 //! | `beats.rs` | heartbeats of many groups as one message |
 //! | `batch.rs` | which waiting messages form the next frame |
 //! | `lane.rs` | one task per lane: when to dial, probe, drop, report |
 //! | `dial.rs`, `io.rs` | how to connect: a fresh channel over a socket that can be killed |
 //! | `acceptor.rs` | the gRPC service: who may speak, which streams are open |
 //! | `receive.rs`, `receive_budget.rs` | reading the streams of peers within a byte budget |
+//! | `assembly.rs` | large messages, put together again |
 //! | `credit_book.rs` | how far each peer may send, so that all together keep to it |
 //! | `identity.rs` | what a hello says of the data directory |
 //! | `wire.rs`, `codec.rs` | protobuf to core types and back, the one gate for foreign data |
 //! | `snapshot_send.rs`, `snapshot_receive.rs`, `snapshot_io.rs` | snapshots on their own connection |
+//!
+//! # Who may touch what
+//! A send queue has many who push and one stream that takes, under one lock that is never held across a wait. Nothing about a
+//! message is decided outside of it: whether it waits, is in the frame being built (`building`; its frame is told to the queue in
+//! one call), is under way, or lost. A stream names itself by its epoch, and one that is over, also in the midst of a frame, gets
+//! nothing and changes nothing but to hand its messages back to be told as lost. So there is no order of events in which a
+//! message is sent and reported, or neither; there are no atomic counters that could disagree. The receive budget's counters are
+//! atomic, and each taking is undone once, by the permit that was made with it.
 //!
 //! # What it does not do
 //! It does not know what a message means (but for heartbeats, which it packs), retries nothing, and elects nobody. Which
@@ -132,6 +143,7 @@
 
 mod acceptor;
 mod api;
+mod assembly;
 mod batch;
 mod beats;
 mod codec;
@@ -156,15 +168,15 @@ mod wire;
 
 pub use acceptor::{PeerService, incoming, server_builder};
 pub use api::{
-    EntrySource, FEATURE_BEATS, FEATURE_CREDITS, FEATURE_REPORTS, Inbound, ProposalOutcome, ProposalReply,
-    RelayedProposal, Report,
+    EntrySource, FEATURE_BEATS, FEATURE_CREDITS, FEATURE_PIECES, FEATURE_REPORTS, Inbound, ProposalOutcome,
+    ProposalReply, RelayedProposal, Report,
 };
+#[doc(hidden)]
+pub use assembly::pass_gate;
 pub use config::{Limits, TransportConfig};
 pub use error::{NotQueued, QueueFull, Refused, Unwelcome, WireError};
 pub use identity::{Claim, Identity};
 pub use receive_budget::ReceivePermit;
 pub use snapshot_io::{SNAPSHOT_CHUNK_BYTES_MAX, SnapshotReader, SnapshotSink};
-pub use status::{Direction, Lane, LinkErrorKind, LinkStatus};
+pub use status::{Direction, Lane, LinkErrorKind, LinkStatus, WaitsFor};
 pub use transport::Transport;
-#[doc(hidden)]
-pub use wire::pass_gate;

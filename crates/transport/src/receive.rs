@@ -16,12 +16,15 @@ use tonic::{Status, Streaming};
 
 use crate::acceptor::{Acceptor, Greeted, welcome};
 use crate::api::{FEATURE_CREDITS, FEATURES, ProposalOutcome, ProposalReply, RelayedProposal};
+use crate::assembly::{Added, Assembler, Purse};
 use crate::codec::Incoming;
 use crate::dial::PROTOCOL_VERSION;
+use crate::error::WireError;
 use crate::receive_budget::{MESSAGE_CHARGE_BYTES, ReceivePermit, charge};
 use crate::send_queue::Item;
 use crate::status::Lane;
 use crate::transport::Shared;
+use crate::wire::pieces::Whole;
 use crate::wire::{self, Ends, Frame};
 
 /// For the hello of a new stream.
@@ -133,7 +136,14 @@ async fn serve(
     replies: Replies,
 ) {
     let ends = Ends { from: greeted.store, to: shared.config.store };
-    let mut reader = Reader { frames: 1, unacknowledged: 0, pong: None, credit: None, bad: 0 };
+    let mut reader = Reader {
+        frames: 1,
+        unacknowledged: 0,
+        pong: None,
+        credit: None,
+        bad: 0,
+        assembler: Assembler::new(shared.config.limits.message_bytes_max),
+    };
     let stop = greeted.stop.clone();
     let mut stopped = pin!(stop.cancelled());
     let ended = loop {
@@ -160,8 +170,8 @@ async fn serve(
                     Ok(frame) => frame,
                     Err(why) => break why,
                 };
-                if let Some(frame) = frame {
-                    if !greeted.admitted && !frame.messages.is_empty() {
+                if let Some(taken) = frame {
+                    if !greeted.admitted && taken.has_messages() {
                         let admitted = tokio::select! {
                             biased;
                             () = &mut stopped => break "closed here while it was being admitted".to_owned(),
@@ -172,7 +182,7 @@ async fn serve(
                         }
                         greeted.admitted = true;
                     }
-                    deliver(shared, &greeted, frame);
+                    deliver(shared, &greeted, taken);
                 }
                 if let Some(credit) = credit.as_mut().filter(|credit| credit.has_changed().unwrap_or(false)) {
                     reader.credit = Some(*credit.borrow_and_update());
@@ -210,17 +220,37 @@ struct Reader {
     /// News of how far the peer may send.
     credit: Option<u64>,
     bad: u32,
+    /// Large messages of which a part has come.
+    assembler: Assembler,
+}
+
+/// A frame, and the large messages that it made whole.
+#[derive(Default)]
+struct Taken {
+    frame: Frame,
+    wholes: Vec<(GroupId, Message, ReceivePermit)>,
+    /// Large messages for which there was no room.
+    dropped: u64,
+}
+
+impl Taken {
+    fn has_messages(&self) -> bool {
+        !self.frame.messages.is_empty() || !self.wholes.is_empty()
+    }
 }
 
 impl Reader {
     /// A frame that passes the gate; `None` for one that does not.
+    ///
+    /// # Errors
+    /// The stream is to be closed.
     fn check(
         &mut self,
         shared: &Arc<Shared>,
         greeted: &Greeted,
         ends: Ends,
         incoming: Incoming,
-    ) -> Result<Option<Frame>, String> {
+    ) -> Result<Option<Taken>, String> {
         let Incoming { bytes, frame } = incoming;
         self.frames += 1;
         self.unacknowledged += bytes;
@@ -228,16 +258,21 @@ impl Reader {
         counters.heard(shared);
         counters.frames.fetch_add(1, Ordering::Relaxed);
         counters.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        let frame = match frame.and_then(|frame| wire::check(frame, ends, bytes)) {
-            Ok(frame) => frame,
+        // What a refused frame was charged is not known, nor which pieces it held.
+        let mut goes_on = greeted.account.is_none() && self.assembler.is_empty();
+        let frame = frame.and_then(|frame| wire::check(frame, ends, bytes)).and_then(|frame| {
+            goes_on &= frame.pieces.is_empty();
+            self.assemble(shared, greeted, ends, frame)
+        });
+        let taken = match frame {
+            Ok(taken) => taken,
             Err(error) => {
                 counters.refused_frames.fetch_add(1, Ordering::Relaxed);
                 self.bad += 1;
                 if let Some(left_out) = shared.acceptor.bad_frames.allow() {
                     tracing::warn!(store = %greeted.store, lane = %greeted.lane, %error, left_out, "refused a frame");
                 }
-                if greeted.account.is_some() {
-                    // What it was charged is not known, so the credits of this stream cannot be counted any more.
+                if !goes_on {
                     return Err(format!("closed here: a bad frame: {error}"));
                 }
                 if self.bad >= BAD_FRAMES_MAX {
@@ -246,11 +281,42 @@ impl Reader {
                 return Ok(None);
             }
         };
-        let messages =
-            frame.messages.len() + frame.proposals.len() + frame.replies.len() + frame.reports.len();
+        let Frame { messages, proposals, replies, reports, .. } = &taken.frame;
+        let messages = messages.len() + taken.wholes.len() + proposals.len() + replies.len() + reports.len();
         counters.messages.fetch_add(messages as u64, Ordering::Relaxed);
-        self.pong = frame.ping.or(self.pong);
-        Ok(Some(frame))
+        counters.dropped.fetch_add(taken.dropped, Ordering::Relaxed);
+        counters.partial_bytes.store(self.assembler.bytes() as u64, Ordering::Relaxed);
+        self.pong = taken.frame.ping.or(self.pong);
+        Ok(Some(taken))
+    }
+
+    /// Puts together what the frame has pieces of.
+    fn assemble(
+        &mut self,
+        shared: &Arc<Shared>,
+        greeted: &Greeted,
+        ends: Ends,
+        mut frame: Frame,
+    ) -> Result<Taken, WireError> {
+        let pieces = std::mem::take(&mut frame.pieces);
+        let mut taken = Taken { frame, ..Taken::default() };
+        if !pieces.is_empty() && greeted.lane != Lane::Log {
+            return Err(WireError::Piece { why: "is on a lane that has none" });
+        }
+        let purse =
+            Purse { budget: &shared.budget, share: &greeted.share, account: greeted.account.as_ref() };
+        for piece in pieces {
+            match self.assembler.add(&piece, ends, purse)? {
+                Added::Part => {}
+                Added::Whole(whole, permit) => match *whole {
+                    Whole::Append(group, message) => taken.wholes.push((group, message, permit)),
+                    // The host bounds what it keeps of proposals.
+                    Whole::Proposal(proposal) => taken.frame.proposals.push(proposal),
+                },
+                Added::Dropped => taken.dropped += 1,
+            }
+        }
+        Ok(taken)
     }
 
     fn reply(&mut self, replies: &Replies) {
@@ -272,8 +338,9 @@ impl Reader {
     }
 }
 
-fn deliver(shared: &Arc<Shared>, greeted: &Greeted, frame: Frame) {
-    let Frame { mut messages, proposals, replies, reports, reached, wants, ping: _ } = frame;
+fn deliver(shared: &Arc<Shared>, greeted: &Greeted, taken: Taken) {
+    let Taken { frame, wholes, dropped: _ } = taken;
+    let Frame { mut messages, proposals, replies, reports, reached, wants, ping: _, pieces: _ } = frame;
     if let Some(account) = greeted.account.as_ref().filter(|_| wants > 0) {
         account.wants(wants);
     }
@@ -290,17 +357,20 @@ fn deliver(shared: &Arc<Shared>, greeted: &Greeted, frame: Frame) {
     if !proposals.is_empty() {
         take_proposals(shared, greeted, proposals);
     }
-    if messages.is_empty() {
-        return;
-    }
-    let before = messages.len();
-    let permit = admit(shared, greeted, &mut messages);
-    let dropped = before - messages.len();
-    if dropped > 0 {
-        greeted.counters.dropped.fetch_add(dropped as u64, Ordering::Relaxed);
-    }
     if !messages.is_empty() {
-        shared.inbound.receive(greeted.store, messages, permit);
+        let before = messages.len();
+        let permit = admit(shared, greeted, &mut messages);
+        let dropped = before - messages.len();
+        if dropped > 0 {
+            greeted.counters.dropped.fetch_add(dropped as u64, Ordering::Relaxed);
+        }
+        if !messages.is_empty() {
+            shared.inbound.receive(greeted.store, messages, permit);
+        }
+    }
+    // They have their place in the budget since they came.
+    for (group, message, permit) in wholes {
+        shared.inbound.receive(greeted.store, vec![(group, message)], permit);
     }
 }
 
@@ -351,7 +421,7 @@ fn admit(shared: &Arc<Shared>, greeted: &Greeted, messages: &mut Vec<(GroupId, M
     budget.take(&greeted.share, rest, None)
 }
 
-fn charge_bytes(message: &Message) -> u64 {
+pub(crate) fn charge_bytes(message: &Message) -> u64 {
     match &message.body {
         Body::AppendEntries(AppendEntries { entries: Entries::Inline(entries), .. }) => charge(entries),
         _ => MESSAGE_CHARGE_BYTES,

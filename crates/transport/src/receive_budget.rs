@@ -33,6 +33,12 @@ pub(crate) struct PeerShare {
     used: AtomicU64,
 }
 
+impl PeerShare {
+    pub(crate) fn used(&self) -> u64 {
+        self.used.load(Ordering::Acquire)
+    }
+}
+
 /// Holds a part of the receive budget until it is dropped.
 #[derive(Debug, Default)]
 pub struct ReceivePermit {
@@ -53,6 +59,26 @@ impl ReceivePermit {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+}
+
+impl ReceivePermit {
+    /// Takes more, whether or not there is room.
+    pub(crate) fn grow(&mut self, bytes: u64) {
+        if let Some((budget, share)) = &self.held {
+            budget.used.fetch_add(bytes, Ordering::AcqRel);
+            share.used.fetch_add(bytes, Ordering::AcqRel);
+            self.bytes += bytes;
+        }
+    }
+
+    /// What it holds is what its sender had this credit for.
+    pub(crate) fn charge(&mut self, charge: Charge) {
+        self.charge = Some(charge);
+    }
+
+    pub(crate) fn has_credit(&self) -> bool {
+        self.charge.is_some()
     }
 }
 
@@ -83,7 +109,7 @@ impl ReceiveBudget {
     pub(crate) fn has_room(&self, share: &PeerShare, bytes: u64, reserve: bool) -> bool {
         let max = if reserve { self.max + self.max / 2 } else { self.max };
         let left = max.saturating_sub(self.used());
-        let own = share.used.load(Ordering::Acquire);
+        let own = share.used();
         // An empty store takes one message whatever its size, or it could never be taken at all.
         left == max || bytes <= left && own.saturating_add(bytes) <= left.saturating_mul(2)
     }
@@ -118,6 +144,6 @@ mod tests {
         assert!(budget.has_room(&flood, 100, true), "control messages have a reserve");
         drop(held);
         assert_eq!(budget.used(), 0);
-        assert_eq!(flood.used.load(Ordering::Acquire), 0);
+        assert_eq!(flood.used(), 0);
     }
 }

@@ -192,7 +192,7 @@ async fn segment(
         let address = peer.address.read().unwrap_or_else(PoisonError::into_inner).clone();
         let dialled = timeout(
             DIAL_PATIENCE,
-            dial::connect(&address, shared.config.tls.as_ref(), FRAME_BYTES_MAX, Some(stall)),
+            dial::connect(&address, shared.config.tls.as_ref(), FRAME_BYTES_MAX, stall),
         )
         .await;
         *connection = Some(dialled.map_err(|_| DialError::TimedOut(DIAL_PATIENCE))??);

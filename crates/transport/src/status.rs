@@ -70,6 +70,33 @@ impl LinkErrorKind {
     }
 }
 
+/// What the first message that waits in a send queue waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum WaitsFor {
+    /// The stream: the link is down, or being opened.
+    Stream,
+    /// The peer has not processed what it was sent, and lets us send no more.
+    Credit,
+    /// The peer's process has not acknowledged what is in flight, which is as much as may be: the link is slow, or the peer
+    /// does not read.
+    Acknowledgement,
+    /// Its turn on the connection.
+    Connection,
+}
+
+impl WaitsFor {
+    /// The name in metrics and documents.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Stream => "stream",
+            Self::Credit => "credit",
+            Self::Acknowledgement => "acknowledgement",
+            Self::Connection => "connection",
+        }
+    }
+}
+
 /// One lane to or from one store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkStatus {
@@ -111,6 +138,13 @@ pub struct LinkStatus {
     /// buffers, or on the way (outbound). Together with `queued_bytes` at most `Limits::queue_bytes_max`, but for a
     /// single message that is larger.
     pub in_flight_bytes: usize,
+    /// Bytes of large messages that are under way: outbound, those not given to the stream yet; inbound, those that have come
+    /// of messages that are not whole.
+    pub large_bytes: usize,
+    /// What the first waiting message waits for (outbound); `None`: nothing waits.
+    pub waits_for: Option<WaitsFor>,
+    /// Bytes that the store has sent, on all its lanes, and that are not processed (inbound).
+    pub unprocessed_bytes: u64,
     /// How much the peer lets us send before it has processed more (outbound log lane); `None`: it does not say.
     pub credit_bytes: Option<u64>,
     /// Messages given to the stream (outbound) or accepted from it (inbound).

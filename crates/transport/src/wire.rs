@@ -5,6 +5,7 @@
 //! terms that do not fall, and the stores of a message are those of the hello, because the wire has no place to claim
 //! others. A frame that breaks a rule is refused as a whole.
 
+pub(crate) mod pieces;
 mod scan;
 
 use std::collections::BTreeSet;
@@ -54,6 +55,8 @@ pub(crate) struct Frame {
     pub(crate) proposals: Vec<RelayedProposal>,
     pub(crate) replies: Vec<ProposalReply>,
     pub(crate) reports: Vec<Report>,
+    /// Parts of large messages, not yet put together.
+    pub(crate) pieces: Vec<pb::Piece>,
 }
 
 // ---- Outwards.
@@ -220,16 +223,6 @@ pub(crate) fn decode(encoded: Bytes) -> Result<pb::LaneFrame, WireError> {
     pb::LaneFrame::decode(encoded).map_err(|e| WireError::Malformed { reason: e.to_string() })
 }
 
-/// Passes the bytes of one frame through the gate, as if `from` had sent them to `to`, and returns its Raft messages. For those who
-/// want to see what the gate lets in, such as the fuzz target.
-///
-/// # Errors
-/// The frame is refused.
-pub fn pass_gate(encoded: Bytes, from: StoreId, to: StoreId) -> Result<Vec<(GroupId, Message)>, WireError> {
-    let bytes = encoded.len();
-    check(decode(encoded)?, Ends { from, to }, bytes).map(|frame| frame.messages)
-}
-
 /// Checks a decoded frame of `bytes` encoded bytes.
 pub(crate) fn check(frame: pb::LaneFrame, ends: Ends, bytes: usize) -> Result<Frame, WireError> {
     if frame.hello.is_some() {
@@ -263,6 +256,7 @@ pub(crate) fn check(frame: pb::LaneFrame, ends: Ends, bytes: usize) -> Result<Fr
         proposals: proposals.collect::<Result<_, _>>()?,
         replies: replies.collect::<Result<_, _>>()?,
         reports: reports.collect::<Result<_, _>>()?,
+        pieces: frame.pieces,
     })
 }
 

@@ -96,7 +96,24 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         admitted: vec![pb::Admitted { group: 7, term: 5, regular: 9, elastic: 8, ..Default::default() }],
         ..Default::default()
     };
+    // A message in two pieces, and the beginning of another one.
+    let encoded = message(Body::Append(append.clone())).encode_to_vec();
+    let piece = |message, offset: usize, data: &[u8]| pb::Piece {
+        message,
+        offset: offset as u64,
+        data: data.to_vec().into(),
+        ..Default::default()
+    };
+    let first = |message, data: &[u8]| pb::Piece {
+        total: encoded.len() as u64,
+        of: pb::PieceOf::Append.into(),
+        charge: 1000,
+        ..piece(message, 0, data)
+    };
+    let pieces = vec![first(1, &encoded[..10]), first(2, &encoded[..20]), piece(1, 10, &encoded[10..])];
+    let pieces = pb::LaneFrame { pieces, ..pb::LaneFrame::default() }.encode_to_vec();
     vec![
+        ("pieces", pieces),
         ("append", frame(vec![message(Body::Append(append))]).encode_to_vec()),
         ("snapshot", frame(vec![message(Body::InstallSnapshot(snapshot))]).encode_to_vec()),
         ("beats", pb::LaneFrame { beats: vec![beats], ..frame(control.clone()) }.encode_to_vec()),
@@ -144,7 +161,7 @@ fn no_input_panics_or_takes_memory_that_it_claims() {
             "{name} is not in the corpus"
         );
     }
-    let good = ["append", "snapshot", "beats", "control", "relayed"];
+    let good = ["pieces", "append", "snapshot", "beats", "control", "relayed"];
     for (name, bytes) in &inputs {
         let passes = hostile::exercise(bytes);
         assert!(passes || !good.contains(&name.as_str()), "{name} must pass");

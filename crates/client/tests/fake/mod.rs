@@ -357,6 +357,13 @@ impl Admin for Service {
         absent()
     }
 
+    async fn set_flow_control(
+        &self,
+        _: Request<v1::SetFlowControlRequest>,
+    ) -> Result<Response<v1::SetFlowControlResponse>, Status> {
+        absent()
+    }
+
     async fn list_keyspaces(
         &self,
         _: Request<v1::ListKeyspacesRequest>,
@@ -454,6 +461,13 @@ impl Admin for Service {
         &self,
         _: Request<v1::ListRecoveriesRequest>,
     ) -> Result<Response<v1::ListRecoveriesResponse>, Status> {
+        absent()
+    }
+
+    async fn set_log_filter(
+        &self,
+        _: Request<v1::SetLogFilterRequest>,
+    ) -> Result<Response<v1::SetLogFilterResponse>, Status> {
         absent()
     }
 

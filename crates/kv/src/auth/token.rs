@@ -50,13 +50,6 @@ fn key(secret: &[u8; SECRET_BYTES]) -> hmac::Key {
 }
 
 impl AuthStore {
-    /// What the tokens of a user are bound to: the hash of the password; nothing for users that have none, who get tokens
-    /// from stores alone, in place of a certificate. `None` if there is no such user.
-    pub(crate) fn token_hash(&self, name: &str) -> Option<&str> {
-        self.user(name)?;
-        Some(self.password_hash(name).unwrap_or_default())
-    }
-
     /// A token for a user whose password was checked against this hash; it ends at `end`, in seconds since 1970.
     pub(crate) fn issue_token(&self, name: &str, password_hash: &str, end: u64) -> String {
         let signature = hmac::sign(&key(self.secret()), &signed(name, end, password_hash));
@@ -75,7 +68,7 @@ impl AuthStore {
         }
         let name = String::from_utf8(unhex(name)?).ok()?;
         let end: u64 = end.parse().ok()?;
-        let hash = self.token_hash(&name)?;
+        let hash = self.password_hash(&name)?;
         hmac::verify(&key(self.secret()), &signed(&name, end, hash), &unhex(signature)?).ok()?;
         (now < end).then_some(name)
     }

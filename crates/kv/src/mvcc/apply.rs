@@ -50,6 +50,9 @@ pub struct KeyspaceMachine {
     staging: Option<crate::mvcc::image::StagingFlag>,
 }
 
+/// Stands for an answer that is too large to be remembered.
+static NOT_KEPT: Bytes = Bytes::new();
+
 /// The most leases of a keyspace: each takes some hundred bytes of memory. Part of the replicated state's rules.
 pub(crate) const LEASES_MAX: u64 = 256 * 1024;
 
@@ -205,7 +208,9 @@ impl KeyspaceMachine {
             Verdict::New => {
                 // The answer is part of the state: every store makes it, whoever waits for it.
                 let answer = self.execute(&command, entry, true)?;
-                self.writer.remember(id, entry.index, &answer);
+                // Whether there was memory for a large one differs from store to store; that it is not kept does not.
+                let left_out = self.writer.reply.left_out;
+                self.writer.remember(id, entry.index, if left_out { &NOT_KEPT } else { &answer });
                 self.writer.commit_soon |= self.writer.once.is_large();
                 Ok(answer)
             }
@@ -221,6 +226,7 @@ impl KeyspaceMachine {
             Err(e) => return Ok(self.reply(wants_reply, &Err::<PutResponse, _>(e))),
         };
         self.writer.wants_reply = wants_reply;
+        self.writer.reply.begin();
         if let Err(e) = settle(self.judge(&caller, &command))? {
             return Ok(self.reply(wants_reply, &Err::<PutResponse, _>(e)));
         }
@@ -330,7 +336,14 @@ impl KeyspaceMachine {
     }
 
     fn reply(&mut self, wanted: bool, result: &Result<impl prost::Message, EtcdError>) -> Bytes {
-        if wanted { encode_reply(&mut self.replies, result) } else { Bytes::new() }
+        if !wanted {
+            return Bytes::new();
+        }
+        if let (Ok(_), Some(left_out)) = (result, self.writer.reply.refusal()) {
+            return encode_reply(&mut self.replies, &Err::<PutResponse, _>(left_out));
+        }
+        let bytes = encode_reply(&mut self.replies, result);
+        self.writer.reply.meter.hold(bytes)
     }
 
     fn compact(&mut self, r: &CompactionRequest) -> Result<CompactionResponse, EtcdError> {
@@ -393,6 +406,8 @@ fn settle<T>(result: Result<T, Fault>) -> Result<Result<T, EtcdError>, StoreErro
     match result {
         Ok(done) => Ok(Ok(done)),
         Err(Fault::Request(e)) => Ok(Err(e)),
+        // What a command reads for its answer alone is left out instead (`Writer::replying`).
+        Err(Fault::Answer(fault)) => Err(StoreError::damaged(format!("a command was cut short: {fault:?}"))),
         Err(Fault::Store(e)) => Err(e),
     }
 }
@@ -469,7 +484,9 @@ pub(crate) fn put_judged(w: &mut Writer, r: &PutRequest) -> Result<PutResponse, 
             if r.ignore_value {
                 value = kv.value.clone();
             }
-            prev_kv = r.prev_kv.then_some(kv);
+            if r.prev_kv && w.wants_reply {
+                prev_kv = w.replying(|_, meter| Ok(range::charged(kv, meter)?))?;
+            }
         }
         if r.ignore_lease {
             lease = old.lease;
@@ -491,14 +508,15 @@ pub(crate) fn delete_range(w: &mut Writer, r: &DeleteRangeRequest) -> Result<Del
             && let Some(old) = w.find(&r.key)?
         {
             if r.prev_kv && w.wants_reply {
-                prev_kvs.push(w.key_value(old.revision)?);
+                let kv = w.key_value(old.revision)?;
+                prev_kvs.extend(w.replying(|_, meter| Ok(range::charged(kv, meter)?))?);
             }
             w.delete(&r.key, old);
             deleted = 1;
         }
     } else {
         if r.prev_kv && w.wants_reply {
-            prev_kvs = range::all(&w.working(), range)?;
+            prev_kvs = w.replying(|w, meter| range::all(&w.working(), range, meter))?.unwrap_or_default();
         }
         for (key, old) in w.keys_in(range)? {
             w.delete(&key, old);

@@ -21,6 +21,14 @@ const MAGIC: &[u8; 4] = b"PNKV";
 const FORMAT: u8 = 2;
 const HEADER_LEN: usize = 5 + 6 * 8;
 
+/// The revision that a saved keyspace is of, by its first bytes; `None` if they are not those of one.
+#[must_use]
+pub fn saved_revision(head: &[u8]) -> Option<i64> {
+    let known = head.starts_with(MAGIC) && head.get(MAGIC.len()) == Some(&FORMAT);
+    let revision = head.get(MAGIC.len() + 1 + 2 * 8..MAGIC.len() + 1 + 3 * 8)?;
+    known.then(|| i64::from_le_bytes(revision.try_into().unwrap_or_default()))
+}
+
 pub(crate) const TAG_END: u8 = 0;
 pub(crate) const TAG_VERSION: u8 = 1;
 pub(crate) const TAG_LEASE: u8 = 2;

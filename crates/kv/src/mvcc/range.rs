@@ -6,7 +6,8 @@ use pontoon_proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use pontoon_proto::mvccpb::KeyValue;
 use prost::Message as _;
 
-use crate::error::StoreError;
+use crate::answers::{AnswerFault, KEY_OVERHEAD_BYTES, Meter};
+use crate::error::{Fault, StoreError};
 use crate::mvcc::records::{self, Current, KeyRange};
 use crate::mvcc::view::{Found, View};
 
@@ -24,6 +25,9 @@ struct Candidate {
     kv: KeyValue,
     complete: bool,
 }
+
+/// Fewer keys are never worth pruning.
+const PRUNE_MIN: usize = 1024;
 
 pub(crate) fn fetch(view: &impl View, found: Found, with_value: bool) -> Result<KeyValue, StoreError> {
     records::key_value(found.revision, &view.record(found.revision)?, with_value)
@@ -76,20 +80,51 @@ pub(crate) fn count(view: &impl View, range: KeyRange<'_>) -> Result<i64, StoreE
     Ok(count)
 }
 
-/// All versions that a view shows of a range.
-pub(crate) fn all(view: &impl View, range: KeyRange<'_>) -> Result<Vec<KeyValue>, StoreError> {
-    let mut kvs = Vec::new();
-    if let KeyRange::One(key) = range {
-        if let Some(found) = view.find(key)? {
-            kvs.push(fetch(view, found, true)?);
-        }
-        return Ok(kvs);
-    }
+fn cost(kv: &KeyValue) -> usize {
+    kv.key.len() + kv.value.len() + KEY_OVERHEAD_BYTES
+}
+
+/// One key of an answer, if there is room for it.
+pub(crate) fn charged(kv: KeyValue, meter: &mut Meter) -> Result<KeyValue, AnswerFault> {
+    meter.add(cost(&kv)).map(|()| kv)
+}
+
+/// All versions that a view shows of a range of more than one key.
+pub(crate) fn all(view: &impl View, range: KeyRange<'_>, meter: &mut Meter) -> Result<Vec<KeyValue>, Fault> {
+    let (mut kvs, mut full) = (Vec::new(), Ok(()));
     view.walk(range, &mut |_, found| {
-        kvs.push(fetch(view, found, true)?);
-        Ok(true)
+        let kv = fetch(view, found, true)?;
+        full = charged(kv, meter).map(|kv| kvs.push(kv));
+        Ok(full.is_ok())
     })?;
+    full?;
     Ok(kvs)
+}
+
+/// Brings keys in the order of what is sorted by; those that are equal stay in the order of their names.
+fn sort(candidates: &mut [Candidate], target: SortTarget) {
+    match target {
+        SortTarget::Key => {}
+        SortTarget::Version => candidates.sort_by_key(|c| c.kv.version),
+        SortTarget::Create => candidates.sort_by_key(|c| c.kv.create_revision),
+        SortTarget::Mod => candidates.sort_by_key(|c| c.kv.mod_revision),
+        SortTarget::Value => candidates.sort_by(|a, b| a.kv.value.cmp(&b.kv.value)),
+    }
+}
+
+/// Of what was found so far, forgets what a limit will cut off: a short list out of a long range takes little memory.
+fn prune(
+    candidates: &mut Vec<Candidate>,
+    keep: usize,
+    target: SortTarget,
+    order: SortOrder,
+    meter: &mut Meter,
+) {
+    sort(candidates, target);
+    let surplus = candidates.len().saturating_sub(keep);
+    let cut = if order == SortOrder::Descend { 0..surplus } else { keep..keep + surplus };
+    let bytes = candidates.drain(cut).map(|c| cost(&c.kv)).sum();
+    meter.remove(bytes);
 }
 
 fn passes(r: &RangeRequest, modified: i64, created: i64) -> bool {
@@ -100,7 +135,10 @@ fn passes(r: &RangeRequest, modified: i64, created: i64) -> bool {
 }
 
 /// Evaluates a request whose revision has been judged; `view` is as of that revision.
-pub(crate) fn evaluate(view: &impl View, r: &RangeRequest) -> Result<Ranged, StoreError> {
+///
+/// # Errors
+/// There is no memory for the answer, or the engine fails.
+pub(crate) fn evaluate(view: &impl View, r: &RangeRequest, meter: &mut Meter) -> Result<Ranged, Fault> {
     let range = KeyRange::new(&r.key, &r.range_end);
     let filtered = r.min_mod_revision != 0
         || r.max_mod_revision != 0
@@ -113,7 +151,7 @@ pub(crate) fn evaluate(view: &impl View, r: &RangeRequest) -> Result<Ranged, Sto
         if !r.count_only {
             let kv = fetch(view, found, !r.keys_only)?;
             if passes(r, kv.mod_revision, kv.create_revision) {
-                answer.kvs.push(kv);
+                answer.kvs.push(charged(kv, meter)?);
             }
         }
         return Ok(answer);
@@ -131,7 +169,11 @@ pub(crate) fn evaluate(view: &impl View, r: &RangeRequest) -> Result<Ranged, Sto
     // etcd sorts by other things than the key even when no order is given, and then after the limit.
     let fetch_max = if filtered || order != SortOrder::None || limit == 0 { usize::MAX } else { limit + 1 };
     let by_value = target == SortTarget::Value;
+    // More than this are only found before a sort; twice as many, so that pruning costs little for each key.
+    let prune_at =
+        if limit == 0 { usize::MAX } else { limit.saturating_add(1).saturating_mul(2).max(PRUNE_MIN) };
     let mut candidates: Vec<Candidate> = Vec::new();
+    let mut full = Ok(());
     view.walk(range, &mut |key, found| {
         count += 1;
         if candidates.len() >= fetch_max {
@@ -152,17 +194,19 @@ pub(crate) fn evaluate(view: &impl View, r: &RangeRequest) -> Result<Ranged, Sto
                 Candidate { found, kv, complete: true }
             }
         };
+        full = meter.add(cost(&candidate.kv));
+        if full.is_err() {
+            return Ok(false);
+        }
         candidates.push(candidate);
+        if candidates.len() >= prune_at {
+            prune(&mut candidates, limit + 1, target, order, meter);
+        }
         Ok(true)
     })?;
+    full?;
 
-    match target {
-        SortTarget::Key => {}
-        SortTarget::Version => candidates.sort_by_key(|c| c.kv.version),
-        SortTarget::Create => candidates.sort_by_key(|c| c.kv.create_revision),
-        SortTarget::Mod => candidates.sort_by_key(|c| c.kv.mod_revision),
-        SortTarget::Value => candidates.sort_by(|a, b| a.kv.value.cmp(&b.kv.value)),
-    }
+    sort(&mut candidates, target);
     if order == SortOrder::Descend {
         candidates.reverse();
     }
@@ -172,7 +216,13 @@ pub(crate) fn evaluate(view: &impl View, r: &RangeRequest) -> Result<Ranged, Sto
     }
     let mut kvs = Vec::with_capacity(candidates.len());
     for c in candidates {
-        let mut kv = if c.complete || r.keys_only { c.kv } else { fetch(view, c.found, true)? };
+        let mut kv = if c.complete || r.keys_only {
+            c.kv
+        } else {
+            let kv = fetch(view, c.found, true)?;
+            meter.add(kv.value.len())?;
+            kv
+        };
         if r.keys_only {
             kv.value = Bytes::new();
         }

@@ -16,6 +16,7 @@ use crate::command::{Command, decode_reply, of_caller};
 use crate::engine::{Engine, EngineOptions};
 use crate::mvcc::apply::KeyspaceMachine;
 use crate::mvcc::frames::Parser;
+use crate::mvcc::state::Keyspace;
 use crate::write_id::WriteId;
 
 fn open(dir: &Path) -> (Engine, KeyspaceMachine) {
@@ -129,7 +130,8 @@ fn assert_same(restored: &KeyspaceMachine, saved: &KeyspaceMachine) {
         assert_eq!(everything(restored, revision), everything(saved, revision), "at {revision}");
     }
     assert_eq!(new.leases().ids(), [7]);
-    assert_eq!(new.keys_of_lease(7).unwrap(), old.keys_of_lease(7).unwrap());
+    let keys = |k: &Keyspace| k.keys_of_lease(7, &mut k.answers().meter()).unwrap();
+    assert_eq!(keys(&new), keys(&old));
     let auth = |control: &Control| format!("{:?}", (control.auth.users(), control.auth.permissions("r")));
     assert_eq!(auth(&new.control()), auth(&old.control()));
     assert!(new.control().auth.is_enabled());

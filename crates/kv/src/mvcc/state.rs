@@ -12,6 +12,7 @@ use pontoon_proto::etcdserverpb::{
 use pontoon_raft_core::types::{GroupId, LogIndex, Term};
 use tokio::sync::watch;
 
+use crate::answers::{Answers, KEY_OVERHEAD_BYTES, Meter};
 use crate::engine::{Engine, Tables};
 use crate::error::{EtcdError, Fault, StoreError};
 use crate::leases::Leases;
@@ -160,9 +161,15 @@ impl Keyspace {
     }
 
     /// The keys attached to a lease, in order.
-    pub(crate) fn keys_of_lease(&self, id: i64) -> Result<Vec<Bytes>, StoreError> {
+    pub(crate) fn keys_of_lease(&self, id: i64, meter: &mut Meter) -> Result<Vec<Bytes>, Fault> {
         let picture = self.picture()?;
-        writer::attached(&picture.snapshot, picture.tables, picture.slot, id)
+        let mut keys = Vec::new();
+        for key in writer::attached(&picture.snapshot, picture.tables, picture.slot, id) {
+            let key = key?;
+            meter.add(key.len() + KEY_OVERHEAD_BYTES)?;
+            keys.push(key);
+        }
+        Ok(keys)
     }
 
     /// Refuses a name that is too old before it costs an entry.
@@ -190,26 +197,31 @@ impl Keyspace {
     /// Answers a range request from what is applied here. Of the header, only the revision is set.
     ///
     /// # Errors
-    /// The revision is compacted or in the future, or the engine fails.
+    /// The revision is compacted or in the future, there is no memory for the answer, or the engine fails.
     pub fn range(&self, r: &RangeRequest) -> Result<RangeResponse, ReadFailure> {
-        self.read_range(r).map_err(ReadFailure)
+        self.read_range(r, &mut self.answers().meter()).map_err(ReadFailure)
     }
 
-    fn read_range(&self, r: &RangeRequest) -> Result<RangeResponse, Fault> {
+    /// The memory for large answers.
+    pub(crate) fn answers(&self) -> &Answers {
+        &self.engine.tables().answers
+    }
+
+    pub(crate) fn read_range(&self, r: &RangeRequest, meter: &mut Meter) -> Result<RangeResponse, Fault> {
         let picture = self.picture()?;
         let committed = picture.committed();
         let Ranged { kvs, more, count } = match judge_revision(&picture.meta, r.revision)? {
-            None => range::evaluate(&Now(committed), r)?,
-            Some(revision) => range::evaluate(&Past { committed, revision }, r)?,
+            None => range::evaluate(&Now(committed), r, meter)?,
+            Some(revision) => range::evaluate(&Past { committed, revision }, r, meter)?,
         };
         let header = Some(ResponseHeader { revision: picture.meta.revision, ..Default::default() });
         Ok(RangeResponse { header, kvs, more, count })
     }
 
     /// Executes a transaction that only reads.
-    pub(crate) fn read_only_txn(&self, r: &TxnRequest) -> Result<TxnResponse, Fault> {
+    pub(crate) fn read_only_txn(&self, r: &TxnRequest, meter: &mut Meter) -> Result<TxnResponse, Fault> {
         let picture = self.picture()?;
-        txn::read_only(&picture, r)
+        txn::read_only(&picture, r, meter)
     }
 
     /// The revision up to which the past is forgotten; -1 if nothing ever was.
@@ -276,7 +288,7 @@ impl ReadFailure {
     pub fn refusal(&self) -> Option<EtcdError> {
         match &self.0 {
             Fault::Request(e) => Some(*e),
-            Fault::Store(_) => None,
+            Fault::Answer(_) | Fault::Store(_) => None,
         }
     }
 }
@@ -285,6 +297,7 @@ impl fmt::Display for ReadFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Fault::Request(e) => f.write_str(e.message()),
+            Fault::Answer(fault) => f.write_str(fault.status().message()),
             Fault::Store(e) => e.fmt(f),
         }
     }

@@ -14,6 +14,7 @@ use pontoon_proto::etcdserverpb::{
 };
 use pontoon_proto::mvccpb::KeyValue;
 
+use crate::answers::Meter;
 use crate::error::{EtcdError, Fault, StoreError};
 use crate::mvcc::apply::{delete_range, header, judge_put, put_judged};
 use crate::mvcc::range::{self, Ranged};
@@ -127,13 +128,14 @@ fn run(w: &mut Writer, plan: &Plan<'_>) -> Result<Vec<ResponseOp>, Fault> {
     for op in plan.ops {
         let response = match &op.request {
             Some(Request::RequestRange(r)) if w.wants_reply => {
-                let ranged = if r.revision > 0 {
-                    let revision = r.revision;
-                    range::evaluate(&Past { committed: w.committed(), revision }, r)?
-                } else {
-                    range::evaluate(&w.working(), r)?
-                };
-                Some(Response::ResponseRange(range_response(ranged, w.revision())))
+                let ranged = w.replying(|w, meter| match r.revision {
+                    1.. => {
+                        let view = Past { committed: w.committed(), revision: r.revision };
+                        range::evaluate(&view, r, meter)
+                    }
+                    _ => range::evaluate(&w.working(), r, meter),
+                })?;
+                ranged.map(|ranged| Response::ResponseRange(range_response(ranged, w.revision())))
             }
             // Nobody will look at what was read.
             Some(Request::RequestRange(_)) | None => None,
@@ -159,13 +161,17 @@ fn nested_response(plan: &Plan<'_>, responses: Vec<ResponseOp>) -> TxnResponse {
 }
 
 /// Executes a transaction of reads on a picture of the state.
-pub(crate) fn read_only(picture: &Picture<'_>, r: &TxnRequest) -> Result<TxnResponse, Fault> {
+pub(crate) fn read_only(
+    picture: &Picture<'_>,
+    r: &TxnRequest,
+    meter: &mut Meter,
+) -> Result<TxnResponse, Fault> {
     let plan = plan(&Now(picture.committed()), r)?;
     judge_all(&plan, &mut |request| judge_range(&picture.meta, request))?;
     let mut responses = Vec::with_capacity(plan.ops.len());
     for op in plan.ops {
         if let Some(Request::RequestRange(r)) = &op.request {
-            let ranged = evaluate(picture.committed(), r)?;
+            let ranged = evaluate(picture.committed(), r, meter)?;
             let response = Response::ResponseRange(range_response(ranged, picture.meta.revision));
             responses.push(ResponseOp { response: Some(response) });
         }
@@ -173,11 +179,11 @@ pub(crate) fn read_only(picture: &Picture<'_>, r: &TxnRequest) -> Result<TxnResp
     Ok(TxnResponse { header: header(picture.meta.revision), succeeded: plan.succeeded, responses })
 }
 
-fn evaluate(committed: Committed<'_>, r: &RangeRequest) -> Result<Ranged, StoreError> {
+fn evaluate(committed: Committed<'_>, r: &RangeRequest, meter: &mut Meter) -> Result<Ranged, Fault> {
     if r.revision > 0 {
-        range::evaluate(&Past { committed, revision: r.revision }, r)
+        range::evaluate(&Past { committed, revision: r.revision }, r, meter)
     } else {
-        range::evaluate(&Now(committed), r)
+        range::evaluate(&Now(committed), r, meter)
     }
 }
 

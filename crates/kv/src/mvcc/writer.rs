@@ -7,8 +7,9 @@ use fjall::{OwnedWriteBatch, Readable as _, Slice, Snapshot};
 use pontoon_proto::mvccpb::KeyValue;
 use pontoon_raft_core::types::LogIndex;
 
+use crate::answers::{Meter, Reply};
 use crate::engine::Tables;
-use crate::error::StoreError;
+use crate::error::{Fault, StoreError};
 use crate::mvcc::control::{Control, Restore, Write};
 use crate::mvcc::keys;
 use crate::mvcc::once::{Once, Verdict};
@@ -38,6 +39,8 @@ pub(crate) struct Writer {
     changes: u32,
     /// Somebody waits for the command's reply: what only the reply needs is read.
     pub(crate) wants_reply: bool,
+    /// What there is of that reply.
+    pub(crate) reply: Reply,
     /// Commit as soon as this command's index is noted: later ones look for its effect where it is committed.
     pub(crate) commit_soon: bool,
     key: Vec<u8>,
@@ -62,15 +65,16 @@ pub(crate) fn attached(
     tables: &Tables,
     slot: u64,
     id: i64,
-) -> Result<Vec<Bytes>, StoreError> {
+) -> impl Iterator<Item = Result<Bytes, StoreError>> {
     let prefix = keys::lease_key(slot, ATTACHED, id);
     let found = snapshot.prefix(&tables.lease, prefix);
-    found.map(|guard| Ok(Bytes::copy_from_slice(&guard.key()?[prefix.len()..]))).collect()
+    found.map(move |guard| Ok(Bytes::copy_from_slice(&guard.key()?[prefix.len()..])))
 }
 
 impl Writer {
     pub(crate) fn open(tables: Tables, slot: u64, meta: SlotMeta) -> Result<Self, StoreError> {
         let control = Control::open(&tables.db.snapshot(), &tables, slot)?;
+        let reply = Reply::new(tables.answers.clone());
         let mut writer = Self {
             once: Once::open(&tables, slot)?,
             control: Arc::new(control),
@@ -84,6 +88,7 @@ impl Writer {
             snapshot: None,
             changes: 0,
             wants_reply: false,
+            reply,
             commit_soon: false,
             key: Vec::new(),
             record: Vec::new(),
@@ -101,6 +106,27 @@ impl Writer {
     pub(crate) fn end_of_command(&mut self) {
         self.meta.revision = self.revision();
         self.changes = 0;
+    }
+
+    /// Gathers something for the reply. `None`: there is no memory for it, and nothing more of the reply is wanted.
+    pub(crate) fn replying<T>(
+        &mut self,
+        gather: impl FnOnce(&mut Self, &mut Meter) -> Result<T, Fault>,
+    ) -> Result<Option<T>, Fault> {
+        let mut meter = self.reply.take_meter();
+        let gathered = gather(self, &mut meter);
+        match gathered {
+            Ok(gathered) => {
+                self.reply.meter = meter;
+                Ok(Some(gathered))
+            }
+            Err(Fault::Answer(_)) => {
+                self.reply.leave_out();
+                self.wants_reply = false;
+                Ok(None)
+            }
+            Err(fault) => Err(fault),
+        }
     }
 
     fn batch(&mut self) -> &mut OwnedWriteBatch {
@@ -264,7 +290,7 @@ impl Writer {
 
     /// The keys attached to a lease, as far as committed, in order.
     pub(crate) fn attached(&self, id: i64) -> Result<Vec<Bytes>, StoreError> {
-        attached(&self.tables.db.snapshot(), &self.tables, self.slot, id)
+        attached(&self.tables.db.snapshot(), &self.tables, self.slot, id).collect()
     }
 
     /// The keys attached to a lease, with all that the batch has done so far.

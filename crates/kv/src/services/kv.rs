@@ -1,5 +1,7 @@
 //! `etcdserverpb.KV`: reads and writes.
 
+use std::sync::Arc;
+
 use pontoon_proto::etcdserverpb::kv_server::Kv;
 use pontoon_proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
@@ -10,7 +12,8 @@ use tonic::{Request, Response, Status};
 
 use super::range_stream::RangeStream;
 use super::session::Session;
-use super::{EtcdServices, blocking, write_id};
+use super::{EtcdServices, gather, put_position, write_id};
+use crate::answers::Meter;
 use crate::auth::{Access, judge_txn};
 use crate::check;
 use crate::command::Command;
@@ -34,15 +37,13 @@ impl<C: Consensus> Kv for EtcdServices<C> {
             self.read_barrier(&keyspace).await?;
         }
         keyspace.permit(Access::Read, &r.key, &r.range_end)?;
-        let mut response = if r.range_end.is_empty() {
-            keyspace.range(&r).map_err(|e| e.0.status())?
-        } else {
-            let keyspace = keyspace.clone();
-            blocking(move || keyspace.range(&r).map_err(|e| e.0)).await?
-        };
+        let is_short = r.range_end.is_empty();
+        let reader = Arc::clone(&keyspace.keyspace);
+        let read = move |meter: &mut Meter| reader.read_range(&r, meter);
+        let (mut response, meter) = gather(keyspace.answers(), is_short, read).await?;
         keyspace.check_unchanged()?;
         self.complete(&keyspace, &mut response.header);
-        Ok(Response::new(response))
+        Ok(meter.respond(response))
     }
 
     type RangeStreamStream = RangeStream;
@@ -63,7 +64,7 @@ impl<C: Consensus> Kv for EtcdServices<C> {
         let command = Command::encode_put(&r);
         let mut response: PutResponse = self.propose(&keyspace, id, command).await?;
         self.complete(&keyspace, &mut response.header);
-        Ok(self.answer(&keyspace, id, response))
+        self.answer(&keyspace, id, response).await
     }
 
     async fn delete_range(
@@ -77,7 +78,7 @@ impl<C: Consensus> Kv for EtcdServices<C> {
         let command = Command::DeleteRange(r).encode();
         let mut response: DeleteRangeResponse = self.propose(&keyspace, id, command).await?;
         self.complete(&keyspace, &mut response.header);
-        Ok(self.answer(&keyspace, id, response))
+        self.answer(&keyspace, id, response).await
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
@@ -85,23 +86,28 @@ impl<C: Consensus> Kv for EtcdServices<C> {
         let id = write_id(&request)?;
         let r = request.into_inner();
         check::check_txn(&r, self.limits().txn_ops_max).map_err(EtcdError::status)?;
-        let mut response = if txn::is_read_only(&r) {
+        if txn::is_read_only(&r) {
             if !txn::is_serializable(&r) {
                 self.read_barrier(&keyspace).await?;
             }
             judge_read_only(&keyspace, &r)?;
-            let reader = keyspace.clone();
-            let response = blocking(move || reader.read_only_txn(&r)).await?;
+            let reader = Arc::clone(&keyspace.keyspace);
+            let read = move |meter: &mut Meter| reader.read_only_txn(&r, meter);
+            let (mut response, meter) = gather(keyspace.answers(), false, read).await?;
             keyspace.check_unchanged()?;
-            response
-        } else {
-            if txn::puts(&r) {
-                self.make_room(&keyspace, id, r.encoded_len()).await?;
+            self.complete(&keyspace, &mut response.header);
+            let mut response = meter.respond(response);
+            if id.is_some() {
+                put_position(&keyspace, response.metadata_mut());
             }
-            self.propose(&keyspace, id, Command::Txn(r).encode()).await?
-        };
+            return Ok(response);
+        }
+        if txn::puts(&r) {
+            self.make_room(&keyspace, id, r.encoded_len()).await?;
+        }
+        let mut response: TxnResponse = self.propose(&keyspace, id, Command::Txn(r).encode()).await?;
         self.complete(&keyspace, &mut response.header);
-        Ok(self.answer(&keyspace, id, response))
+        self.answer(&keyspace, id, response).await
     }
 
     async fn compact(
@@ -117,6 +123,6 @@ impl<C: Consensus> Kv for EtcdServices<C> {
             keyspace.compacted(r.revision).await;
         }
         self.complete(&keyspace, &mut response.header);
-        Ok(self.answer(&keyspace, id, response))
+        self.answer(&keyspace, id, response).await
     }
 }

@@ -20,7 +20,8 @@ use pontoon_raft_core::types::Term;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::session::{Session, needs_leader};
-use super::{EtcdServices, LEASE_COST_BYTES, blocking};
+use super::{EtcdServices, LEASE_COST_BYTES, gather};
+use crate::answers::Meter;
 use crate::auth::Access;
 use crate::command::Command;
 use crate::consensus::{Consensus, read_status};
@@ -191,6 +192,7 @@ impl<C: Consensus> Lease for EtcdServices<C> {
         let LeaseTimeToLiveRequest { id, keys } = *request.get_ref();
         self.lead_leases(&keyspace).await?;
         let left = keyspace.leases().time_to_live(id, Instant::now());
+        let mut meter = keyspace.answers().meter();
         let mut response = LeaseTimeToLiveResponse {
             header: self.header(&keyspace, keyspace.revision()),
             id,
@@ -204,7 +206,8 @@ impl<C: Consensus> Lease for EtcdServices<C> {
             response.ttl = i64::try_from(left.as_secs()).unwrap_or(i64::MAX);
             if keys {
                 let reader = keyspace.clone();
-                response.keys = blocking(move || Ok(reader.keys_of_lease(id)?)).await?;
+                let read = move |meter: &mut Meter| reader.keys_of_lease(id, meter);
+                (response.keys, meter) = gather(keyspace.answers(), false, read).await?;
                 // Who may not read one of them is told of none.
                 keyspace.permit_user()?;
                 for key in &response.keys {
@@ -212,7 +215,7 @@ impl<C: Consensus> Lease for EtcdServices<C> {
                 }
             }
         }
-        Ok(Response::new(response))
+        Ok(meter.respond(response))
     }
 
     async fn lease_leases(
@@ -222,7 +225,8 @@ impl<C: Consensus> Lease for EtcdServices<C> {
         let keyspace = self.session(request.metadata(), request.extensions()).await?;
         self.read_barrier(&keyspace).await?;
         let leases = keyspace.leases().ids().into_iter().map(|id| LeaseStatus { id }).collect();
-        Ok(Response::new(LeaseLeasesResponse { header: self.header(&keyspace, keyspace.revision()), leases }))
+        let header = self.header(&keyspace, keyspace.revision());
+        keyspace.answers().charged(LeaseLeasesResponse { header, leases }).await
     }
 }
 

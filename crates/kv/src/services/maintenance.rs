@@ -1,6 +1,7 @@
 //! `etcdserverpb.Maintenance`: the state of one store, for one keyspace.
 
 use pontoon_proto::etcdserverpb::alarm_request::AlarmAction;
+use pontoon_proto::etcdserverpb::downgrade_request::DowngradeAction;
 use pontoon_proto::etcdserverpb::maintenance_server::Maintenance;
 use pontoon_proto::etcdserverpb::{
     AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse,
@@ -11,7 +12,7 @@ use pontoon_raft_core::types::StoreId;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{ETCD_VERSION, EtcdServices, blocking, put_position, snapshot, unimplemented};
+use super::{ETCD_VERSION, EtcdServices, blocking, put_position, snapshot};
 use crate::command::Command;
 use crate::consensus::{Consensus, MoveLeaderError};
 use crate::error::EtcdError;
@@ -24,6 +25,16 @@ fn alarm_text(alarm: &AlarmMember) -> String {
     let kind = AlarmType::try_from(alarm.alarm).map(|kind| kind.as_str_name().to_owned());
     let kind = kind.unwrap_or_else(|_| alarm.alarm.to_string());
     format!("memberID:{} alarm:{kind} ", alarm.member_id)
+}
+
+/// Whether this is a version as etcd takes it: `3.5`, or a semantic version.
+fn is_version(text: &str) -> bool {
+    let (core, build) = text.split_once('+').map_or((text, None), |(core, build)| (core, Some(build)));
+    let (numbers, pre_release) = core.split_once('-').map_or((core, None), |(core, pre)| (core, Some(pre)));
+    let is_number = |n: &str| n.parse::<i64>().is_ok() && n.bytes().all(|b| b.is_ascii_digit());
+    let parts: Vec<_> = numbers.split('.').collect();
+    let is_plain = pre_release.is_none() && build.is_none();
+    (parts.len() == 3 || (parts.len() == 2 && is_plain)) && parts.into_iter().all(is_number)
 }
 
 #[tonic::async_trait]
@@ -147,6 +158,34 @@ impl<C: Consensus> Maintenance for EtcdServices<C> {
         request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
         self.session(request.metadata(), request.extensions()).await?;
-        Err(unimplemented("downgrading", "every store of this version reads what the others write"))
+        let DowngradeRequest { action, version } = request.get_ref();
+        Err(match DowngradeAction::try_from(*action) {
+            // There is no older version of etcd whose members could take part, so every target is a wrong one.
+            Ok(DowngradeAction::Validate | DowngradeAction::Enable) if is_version(version) => {
+                Status::invalid_argument("etcdserver: invalid downgrade target version")
+            }
+            Ok(DowngradeAction::Validate | DowngradeAction::Enable) => {
+                Status::invalid_argument("etcdserver: wrong downgrade target version format")
+            }
+            Ok(DowngradeAction::Cancel) => {
+                Status::failed_precondition("etcdserver: no inflight downgrade job")
+            }
+            Err(_) => Status::unknown("etcdserver: unknown method"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_version;
+
+    #[test]
+    fn versions_are_told_from_nonsense() {
+        for good in ["3.4", "3.4.0", "3.5.17-rc.1", "3.5.0+build", "0.0"] {
+            assert!(is_version(good), "{good}");
+        }
+        for bad in ["", "3", "3.", "3.x", "3.4.5.6", "v3.4", "-1.2", "+3.4", "3.4-rc", "three"] {
+            assert!(!is_version(bad), "{bad}");
+        }
     }
 }

@@ -14,7 +14,7 @@ mod session;
 mod snapshot;
 mod watch;
 
-pub use session::{CertificateUser, token_for_leader};
+pub use session::CertificateUser;
 
 use std::fmt;
 use std::sync::Arc;
@@ -36,6 +36,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Request, Response, Status};
 
+use crate::answers::{AnswerFault, Answers, Meter};
 use crate::check::Limits;
 use crate::command::{Command, decode_reply, of_caller};
 use crate::consensus::{Consensus, propose_status, read_status};
@@ -255,13 +256,22 @@ impl<C: Consensus> EtcdServices<C> {
         decode_reply(reply).map_err(|e| Status::internal(e.to_string()))
     }
 
-    /// The answer to a write; whoever names writes is told the position for the next name.
-    fn answer<M>(&self, keyspace: &Keyspace, id: Option<WriteId>, response: M) -> Response<M> {
-        let mut response = Response::new(response);
+    /// The answer to a command; whoever names writes is told the position for the next name.
+    async fn answer<M: Message>(
+        &self,
+        keyspace: &Keyspace,
+        id: Option<WriteId>,
+        message: M,
+    ) -> Result<Response<M>, Status> {
+        let mut response = keyspace
+            .answers()
+            .charged(message)
+            .await
+            .map_err(|_| outcome::mark(EtcdError::AnswerTooLarge.status(), outcome::EXECUTED))?;
         if id.is_some() {
             put_position(keyspace, response.metadata_mut());
         }
-        response
+        Ok(response)
     }
 
     async fn read_barrier(&self, keyspace: &Keyspace) -> Result<(), Status> {
@@ -309,6 +319,31 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-fn unimplemented(what: &str, instead: &str) -> Status {
-    Status::unimplemented(format!("pontoon: {what} is not implemented yet; {instead}"))
+/// Gathers an answer that may be large, and what it takes; waits for memory if there is none. Of a short read that stalls no
+/// other request, `is_short`, the first attempt is made at once.
+async fn gather<T: Send + 'static>(
+    answers: &Answers,
+    is_short: bool,
+    read: impl Fn(&mut Meter) -> Result<T, Fault> + Send + Sync + 'static,
+) -> Result<(T, Meter), Status> {
+    let read = Arc::new(read);
+    let mut meter = answers.meter();
+    let mut at_once = is_short;
+    loop {
+        let gathered = if std::mem::take(&mut at_once) {
+            read(&mut meter).map(|gathered| (gathered, meter))
+        } else {
+            let read = Arc::clone(&read);
+            let work = move || Ok(read(&mut meter).map(|gathered| (gathered, meter)));
+            blocking(work).await?
+        };
+        match gathered {
+            Ok(done) => return Ok(done),
+            // What was gathered is forgotten, and what was charged for it given back: nobody waits with memory in hand.
+            Err(Fault::Answer(AnswerFault::Full { wanted })) => {
+                meter = answers.meter_with(wanted).await.map_err(AnswerFault::status)?;
+            }
+            Err(fault) => return Err(fault.status()),
+        }
+    }
 }

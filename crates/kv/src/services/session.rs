@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use http::{Extensions, HeaderMap};
+use http::Extensions;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
@@ -102,24 +102,6 @@ fn token_of(metadata: &MetadataMap) -> Option<&str> {
 /// Whether the caller wants no answer without a leader.
 pub(super) fn needs_leader(metadata: &MetadataMap) -> bool {
     metadata.get(NEEDS_LEADER_METADATA).is_some_and(|v| v == "true")
-}
-
-/// How long the leader's store may take to look at a token that stands in for a certificate, clocks that differ included.
-const STAND_IN_SECONDS: u64 = 300;
-
-/// A token for a request that is passed on to the store of a keyspace's leader, and whose caller has shown nothing but a
-/// certificate: there the connection's certificate is that of this store. `None` if nobody has to log in, if there is no
-/// such user, or if a token is shown already.
-#[must_use]
-pub fn token_for_leader(keyspace: &Keyspace, headers: &HeaderMap, extensions: &Extensions) -> Option<String> {
-    let CertificateUser(name) = extensions.get()?;
-    if TOKEN_METADATA.iter().any(|token| headers.contains_key(*token)) {
-        return None;
-    }
-    let control = keyspace.control();
-    let auth = &control.auth;
-    let hash = auth.token_hash(name).filter(|_| auth.is_enabled())?;
-    Some(auth.issue_token(name, hash, now_seconds() + STAND_IN_SECONDS))
 }
 
 impl<C: Consensus> EtcdServices<C> {

@@ -138,8 +138,17 @@ impl Running {
     }
 
     pub async fn start_with(limits: Limits) -> Self {
+        Self::start_with_options(limits, &EngineOptions::default()).await
+    }
+
+    /// How far a keyspace is applied.
+    pub fn applied(&self, group: usize) -> LogIndex {
+        self.consensus.0.lock().unwrap().machines[group].applied()
+    }
+
+    pub async fn start_with_options(limits: Limits, options: &EngineOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let engine = Engine::open(dir.path(), &EngineOptions::default()).unwrap();
+        let engine = Engine::open(dir.path(), options).unwrap();
         let directory = Arc::new(MemoryDirectory::default());
         let mut machines = Vec::new();
         for (n, name) in ["default", "tenant"].into_iter().enumerate() {

@@ -2,13 +2,13 @@
 
 use prost::Message as _;
 
-use super::records::{RecoveryRecord, StoreRecord};
+use super::records::{RecoveryRecord, StoreRecord, VouchSecret};
 
 /// A change of the registry.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct MetaCommand {
     /// Which change.
-    #[prost(oneof = "meta_command::Change", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "meta_command::Change", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 14")]
     pub change: Option<meta_command::Change>,
 }
 
@@ -50,6 +50,10 @@ pub mod meta_command {
         /// A recovery without a quorum was done: the record of it.
         #[prost(message, tag = "11")]
         RecordRecovery(super::RecoveryRecord),
+        /// A new secret by which stores vouch to each other. It replaces what is there, so that a store which has missed an
+        /// earlier one (of a version that did not know the command) has the same as all others afterwards.
+        #[prost(message, tag = "14")]
+        ReplaceVouchSecret(super::VouchSecret),
     }
 
     /// Creates a group.

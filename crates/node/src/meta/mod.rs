@@ -13,7 +13,7 @@ pub use machine::RegistryMachine;
 pub use planner::{Observed, plan};
 pub use records::{
     GroupKind, GroupRecord, RECOVERIES_MAX, RecoveredGroup, RecoveryRecord, Registry, RemovedStore,
-    ReplicaRecord, ReplicaState, StoreRecord, StoreState, VOTERS_MAX,
+    ReplicaRecord, ReplicaState, StoreRecord, StoreState, VOTERS_MAX, VOUCH_SECRET_BYTES, VouchSecret,
 };
 pub use registry::{MAX_NAME_BYTES, check_group_name};
 

@@ -3,9 +3,9 @@
 //! two plans, so whoever leads the meta group goes on where the last leader died.
 //!
 //! In this order, for each group:
-//! - replicas on stores that go, or are gone, are removed: of a kicked store as soon as another voter is left, of one that
-//!   leaves when enough voters are on stores that stay. So a group never has fewer voters than wished by a leave, and by a
-//!   kick only until a new one has caught up;
+//! - replicas on stores that go are removed: of a kicked store that is not there as soon as another voter is left, of one that
+//!   is, or that leaves, when enough voters are on stores that stay. So a group has fewer voters than wished only where a
+//!   store was lost, until a new one has caught up;
 //! - a group with too few replicas gets one on the store with the fewest;
 //! - a group with too many voters loses one, where there are the most;
 //! - if all have enough, one of the fullest store gets another place on the emptiest, if that makes them more equal.
@@ -143,7 +143,8 @@ impl<'a> Planner<'a> {
             }
             let host = self.registry.stores.get(&replica.store);
             let leaves = host.is_some_and(|s| s.state() == StoreState::Leaving);
-            if (voters > 1 && !leaves) || (good >= wished.max(1)) {
+            let serves = leaves || self.observed.alive.contains(&replica.store);
+            if (voters > 1 && !serves) || (good >= wished.max(1)) {
                 voters -= 1;
                 self.remove(group, replica);
             }

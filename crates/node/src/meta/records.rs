@@ -44,7 +44,7 @@ pub enum StoreState {
     Joining = 1,
     /// It wishes to leave: its replicas move to others, then it is gone.
     Leaving = 2,
-    /// Somebody removes it: its replicas go at once where others are left, then it is gone.
+    /// Somebody removes it: its replicas move to others while it runs, and go at once where it does not; then it is gone.
     Kicked = 3,
     /// A place for a store that will come with this peer address (etcd's `MemberAdd`).
     Reserved = 4,
@@ -284,6 +284,31 @@ pub struct Registry {
     /// The recoveries without a quorum, the oldest first; the last [`RECOVERIES_MAX`].
     #[prost(message, repeated, tag = "9")]
     pub recoveries: Vec<RecoveryRecord>,
+    /// By which stores vouch to each other, the newest first; at most two.
+    #[prost(message, repeated, tag = "12")]
+    pub vouch_secrets: Vec<VouchSecret>,
+}
+
+/// The newest secret, and the one before it: what was signed a moment before it was replaced still counts.
+pub(super) const VOUCH_SECRETS_MAX: usize = 2;
+
+/// The bytes of a [`VouchSecret`]: as many as the hash has that signs with it.
+pub const VOUCH_SECRET_BYTES: usize = 32;
+
+/// What a store signs with when it tells another one who has asked it for something. Every store of the cluster has it, and
+/// nobody else; it is never shown.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+#[prost(skip_debug)]
+pub struct VouchSecret {
+    /// [`VOUCH_SECRET_BYTES`] random bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub secret: Vec<u8>,
+}
+
+impl std::fmt::Debug for VouchSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("VouchSecret(..)")
+    }
 }
 
 /// So many recoveries are remembered.

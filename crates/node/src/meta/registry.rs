@@ -5,7 +5,10 @@ use pontoon_raft_core::types::GroupId;
 use prost::Message as _;
 
 use super::commands::{MetaCommand, MetaReply, meta_command};
-use super::records::{GroupKind, GroupRecord, RECOVERIES_MAX, RecoveryRecord, Registry, StoreRecord};
+use super::records::{
+    GroupKind, GroupRecord, RECOVERIES_MAX, RecoveryRecord, Registry, StoreRecord, VOUCH_SECRET_BYTES,
+    VOUCH_SECRETS_MAX, VouchSecret,
+};
 use super::{DEFAULT_GROUP, DEFAULT_NAME};
 
 /// The longest name of a group: it has to fit into a DNS label, because clients name keyspaces by host name.
@@ -82,6 +85,7 @@ impl Registry {
                 Change::MoveReplica(step) => self.move_replica(step),
                 Change::ReaddressStore(readdress) => self.readdress_store(readdress),
                 Change::RecordRecovery(recovery) => self.record_recovery(recovery),
+                Change::ReplaceVouchSecret(secret) => self.replace_vouch_secret(secret),
             },
         }
     }
@@ -90,6 +94,21 @@ impl Registry {
         self.recoveries.push(recovery);
         let over = self.recoveries.len().saturating_sub(RECOVERIES_MAX);
         self.recoveries.drain(..over);
+        MetaReply::default()
+    }
+
+    fn replace_vouch_secret(&mut self, secret: VouchSecret) -> MetaReply {
+        if secret.secret.len() != VOUCH_SECRET_BYTES {
+            return MetaReply::refused(format!(
+                "a secret by which stores vouch has {VOUCH_SECRET_BYTES} bytes, this one has {}",
+                secret.secret.len()
+            ));
+        }
+        // One that comes twice must not drive out the one before it.
+        if self.vouch_secrets.first() != Some(&secret) {
+            self.vouch_secrets.insert(0, secret);
+            self.vouch_secrets.truncate(VOUCH_SECRETS_MAX);
+        }
         MetaReply::default()
     }
 
@@ -186,6 +205,24 @@ mod tests {
         assert_eq!(registry.apply(&delete(a).to_bytes()).error, "");
         assert!(create(&mut registry, "a", 0).group > a);
         assert!(registry.apply(&delete(1).to_bytes()).error.contains("always exists"));
+    }
+
+    #[test]
+    fn the_last_two_secrets_are_kept_and_not_told() {
+        let mut registry = registry();
+        let secret = |byte: u8, len| VouchSecret { secret: vec![byte; len] };
+        let replace = |registry: &mut Registry, secret| {
+            let change = Some(meta_command::Change::ReplaceVouchSecret(secret));
+            registry.apply(&MetaCommand { change }.to_bytes())
+        };
+        for byte in [1, 2, 2, 3] {
+            assert!(replace(&mut registry, secret(byte, VOUCH_SECRET_BYTES)).is_done());
+        }
+        let kept = [secret(3, VOUCH_SECRET_BYTES), secret(2, VOUCH_SECRET_BYTES)];
+        assert_eq!(registry.vouch_secrets, kept);
+        assert!(!replace(&mut registry, secret(4, VOUCH_SECRET_BYTES - 1)).is_done(), "too short");
+        assert_eq!(registry.vouch_secrets, kept);
+        assert!(!format!("{registry:?}").contains("[3, 3"), "it would be in a log one day");
     }
 
     #[test]

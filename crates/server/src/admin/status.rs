@@ -71,7 +71,7 @@ impl AdminService {
         api::ClusterStatus { cluster: self.header.cluster, stores, groups, connections, flow }
     }
 
-    fn flow(&self) -> api::FlowControl {
+    pub(super) fn flow(&self) -> api::FlowControl {
         let flow = self.node.flow();
         let pools = |view: &pontoon_flow::StoreView| api::FlowPools {
             store: view.store.0,
@@ -90,6 +90,7 @@ impl AdminService {
             elastic_limit_bytes: flow.limits.elastic_bytes,
             forced_limit_bytes: flow.limits.forced_bytes,
             unaccounted_bytes: flow.unaccounted_bytes,
+            elastic_bytes_per_second: flow.elastic_bytes_per_second,
             stores: flow.stores.iter().map(pools).collect(),
         }
     }
@@ -203,6 +204,11 @@ impl AdminService {
             last_error_kind: l.last_error_kind.map(|kind| kind.name().to_owned()),
             queued_bytes: l.queued_bytes as u64,
             probe_interval_ms: millis(l.probe_interval),
+            in_flight_bytes: l.in_flight_bytes as u64,
+            large_bytes: l.large_bytes as u64,
+            credit_bytes: l.credit_bytes,
+            unprocessed_bytes: l.unprocessed_bytes,
+            waits_for: l.waits_for.map(|what| what.name().to_owned()),
         };
         self.node.transport().links().into_iter().map(connection).collect()
     }

@@ -1,8 +1,8 @@
 //! `pontoon failure-test`: failures that are made on purpose.
 
 use clap::Args;
-use clap::builder::PossibleValuesParser;
-use pontoon_node::FailureTest;
+use clap::builder::{PossibleValue, PossibleValuesParser};
+use pontoon_node::{CrashPoint, FailureTest};
 use pontoon_proto::v1::FailureTestRequest;
 use serde::Serialize;
 
@@ -17,8 +17,11 @@ pub(crate) struct FailureArgs {
     test: String,
 }
 
+/// The steps of drivers are many, and said in the documentation.
 fn names() -> PossibleValuesParser {
-    FailureTest::ALL.iter().map(|test| test.name()).chain(["clear"]).collect::<Vec<_>>().into()
+    let tests = FailureTest::ALL.iter().map(|test| PossibleValue::new(test.name()));
+    let crashes = CrashPoint::all().map(|point| PossibleValue::new(point.to_string()).hide(true));
+    tests.chain([PossibleValue::new("clear")]).chain(crashes).collect::<Vec<_>>().into()
 }
 
 #[derive(Serialize)]

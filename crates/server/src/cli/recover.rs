@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
+use pontoon_node::DriverStep;
 use pontoon_node::lineage::give_up_stores;
 use pontoon_node::meta::{
     META_GROUP, MetaCommand, RecoveredGroup, RecoveryRecord, Registry, StoreRecord, StoreState, meta_command,
@@ -406,20 +407,28 @@ fn apply(args: &ApplyArgs, global: &Global) -> anyhow::Result<ExitCode> {
     // First of all, everywhere: what follows must not be undone by one of those. If this ends half done, the same plan does
     // the rest.
     for log in logs.values() {
+        global.reach(DriverStep::GiveUpStores.before());
         give_up_stores(log, &plan.lost)?;
+        global.reach(DriverStep::GiveUpStores.after());
     }
     let mut batches = batches(&plan.forced, &commands);
     // The registry last: what it records is done then.
     let meta = plan.forced.get(&META_GROUP).map(|forced| forced.best.replica.store);
     let last = meta.and_then(|store| Some((store, batches.remove(&store)?)));
-    for (store, batch) in batches.into_iter().chain(last) {
+    let last = last.map(|(store, batch)| (DriverStep::RecoverRegistry, store, batch));
+    let others = batches.into_iter().map(|(store, batch)| (DriverStep::RecoverGroups, store, batch));
+    for (step, store, batch) in others.chain(last) {
         let log = logs.get(&store).context("a batch for a directory that was not given")?;
+        global.reach(step.before());
         write(log, batch).with_context(|| format!("{}", plan.directories[&store].display()))?;
+        global.reach(step.after());
     }
     drop(logs);
     let line = serde_json::to_string(&plan.document)?;
     for dir in plan.directories.values() {
+        global.reach(DriverStep::NoteRecovery.before());
         record(dir, &line).with_context(|| format!("cannot record it in {}", dir.display()))?;
+        global.reach(DriverStep::NoteRecovery.after());
     }
     global.output.print(&plan.document, |document| {
         let forced = document.groups.iter().filter(|g| g.fate == "forced").count();

@@ -15,6 +15,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
+use pontoon_node::DriverStep;
 use pontoon_proto::v1::admin_client::AdminClient;
 use pontoon_proto::v1::restore_client::RestoreClient;
 use pontoon_proto::v1::{
@@ -38,8 +39,9 @@ const WATCHED: Duration = Duration::from_secs(3);
 /// How often others may come first.
 const ATTEMPTS: usize = 3;
 
+/// What came of it.
 #[derive(Serialize)]
-struct Restored {
+pub(super) struct Restored {
     keyspace: String,
     id: Hex,
     revision: i64,
@@ -53,31 +55,44 @@ struct Restore<'a> {
     /// Tells what is done here from what others do at the same time.
     attempt: u64,
     store: Store,
-    timeout: Duration,
+    global: &'a Global,
 }
 
-/// Makes a keyspace from a saved one.
+/// Makes a keyspace from a saved one, and says so.
 pub(super) async fn restore(
     name: &str,
     from: &Path,
     replicas: Option<u32>,
     global: &Global,
 ) -> anyhow::Result<()> {
+    let restored = restore_from(name, from, replicas, global).await?;
+    global.output.print(&restored, |r| {
+        format!("keyspace {} with id {} is restored, at revision {}", r.keyspace, r.id, r.revision)
+    })
+}
+
+/// Makes a keyspace from a saved one.
+pub(super) async fn restore_from(
+    name: &str,
+    from: &Path,
+    replicas: Option<u32>,
+    global: &Global,
+) -> anyhow::Result<Restored> {
     // All of it is checked before there is anything that would have to be taken back.
     let length = check(from)?;
     let store = Store::connect(global).await?;
     let (replicas, attempt) = (replicas.unwrap_or(0), random_id()?);
-    let restore = Restore { name, replicas, attempt, store, timeout: global.timeout };
+    let restore = Restore { name, replicas, attempt, store, global };
+    global.reach(DriverStep::ClaimKeyspace.before());
     let id = restore.claim().await?;
+    global.reach(DriverStep::ClaimKeyspace.after());
+    global.reach(DriverStep::FillKeyspace.before());
     let filled: FillResponse = match restore.fill(from, length).await? {
         Ok(filled) => filled,
         Err(status) => return Err(restore.take_back(&status).await),
     };
-    let restored =
-        Restored { keyspace: name.to_owned(), id: Hex(id), revision: filled.revision, bytes: filled.bytes };
-    global.output.print(&restored, |r| {
-        format!("keyspace {} with id {} is restored, at revision {}", r.keyspace, r.id, r.revision)
-    })
+    global.reach(DriverStep::FillKeyspace.after());
+    Ok(Restored { keyspace: name.to_owned(), id: Hex(id), revision: filled.revision, bytes: filled.bytes })
 }
 
 impl Restore<'_> {
@@ -94,9 +109,9 @@ impl Restore<'_> {
         &self,
         call: impl Future<Output = Result<tonic::Response<T>, Status>>,
     ) -> Result<T, Status> {
-        match tokio::time::timeout(self.timeout, call).await {
+        match tokio::time::timeout(self.global.timeout, call).await {
             Ok(answer) => answer.map(tonic::Response::into_inner),
-            Err(_elapsed) => Err(Status::unavailable(format!("no answer within {:?}", self.timeout))),
+            Err(_elapsed) => Err(Status::unavailable(format!("no answer within {:?}", self.global.timeout))),
         }
     }
 
@@ -139,14 +154,18 @@ impl Restore<'_> {
 
     async fn give_up(&self, unfinished: &UnfinishedRestore) -> anyhow::Result<()> {
         let request = GiveUpRequest { attempt: unfinished.attempt, pieces: unfinished.pieces };
+        self.global.reach(DriverStep::GiveUpRestore.before());
         let given_up = self.in_time(self.client().give_up(addressed(request, self.name, None)?)).await;
+        self.global.reach(DriverStep::GiveUpRestore.after());
         given_up.map(drop).map_err(|status| self.store.refusal(&status))
     }
 
     /// By its id: what another one has made in its place meanwhile stays.
     async fn delete(&self, id: u64) -> anyhow::Result<()> {
         let request = DeleteKeyspaceRequest { name: self.name.to_owned(), id };
+        self.global.reach(DriverStep::DeleteUnfinished.before());
         let deleted = self.in_time(self.admin().delete_keyspace(request)).await;
+        self.global.reach(DriverStep::DeleteUnfinished.after());
         deleted.map(drop).map_err(|status| self.store.refusal(&status))
     }
 

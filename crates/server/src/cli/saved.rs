@@ -98,6 +98,18 @@ impl Store {
         bail!("no store answers ({}); start one, or name others by --endpoints", failures.join("; "))
     }
 
+    /// A token of this user (`NAME:PASSWORD`); none where the keyspace has no users.
+    pub(super) async fn log_in(&self, name: &str, user: &str) -> anyhow::Result<Option<String>> {
+        let (user, password) = user.split_once(':').unwrap_or((user, ""));
+        let login = AuthenticateRequest { name: user.to_owned(), password: password.to_owned() };
+        let answer = AuthClient::new(self.channel.clone()).authenticate(addressed(login, name, None)?).await;
+        match answer {
+            Ok(answer) => Ok(Some(answer.into_inner().token)),
+            Err(status) if status.message().ends_with("authentication is not enabled") => Ok(None),
+            Err(status) => Err(self.refusal(&status)),
+        }
+    }
+
     pub(super) fn refusal(&self, status: &Status) -> anyhow::Error {
         refusal(&self.dialer, &self.address, status)
     }
@@ -112,6 +124,15 @@ pub(super) fn addressed<T>(message: T, name: &str, token: Option<&str>) -> anyho
     Ok(request)
 }
 
+/// The revision of a saved state that was checked.
+pub(super) fn revision(path: &Path) -> anyhow::Result<i64> {
+    let mut head = [0; 64];
+    let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let read = read_up_to(&mut file, &mut head).with_context(|| format!("cannot read {}", path.display()))?;
+    pontoon_kv::saved_revision(&head[..read])
+        .with_context(|| format!("{} does not say which revision it is of", path.display()))
+}
+
 #[derive(Serialize)]
 struct Saved {
     keyspace: String,
@@ -119,19 +140,31 @@ struct Saved {
     bytes: u64,
 }
 
-/// Saves a keyspace.
+/// Saves a keyspace, and says so.
 pub(super) async fn save(name: &str, to: &Path, user: Option<&str>, global: &Global) -> anyhow::Result<()> {
+    let bytes = save_to(name, to, user, global).await?;
+    let saved = Saved { keyspace: name.to_owned(), file: to.display().to_string(), bytes };
+    global
+        .output
+        .print(&saved, |s| format!("keyspace {} is saved in {} ({} bytes)", s.keyspace, s.file, s.bytes))
+}
+
+/// Saves a keyspace; returns the file's length.
+pub(super) async fn save_to(
+    name: &str,
+    to: &Path,
+    user: Option<&str>,
+    global: &Global,
+) -> anyhow::Result<u64> {
     let shown = to.display();
     if to.exists() {
         bail!("{shown} exists already; a saved keyspace never replaces a file; remove it or name another");
     }
     let store = Store::connect(global).await?;
-    let mut token = None;
-    if let Some((user, password)) = user.map(|user| user.split_once(':').unwrap_or((user, ""))) {
-        let login = AuthenticateRequest { name: user.to_owned(), password: password.to_owned() };
-        let answer = AuthClient::new(store.channel.clone()).authenticate(addressed(login, name, None)?).await;
-        token = Some(answer.map_err(|status| store.refusal(&status))?.into_inner().token);
-    }
+    let token = match user {
+        Some(user) => store.log_in(name, user).await?,
+        None => None,
+    };
     let request = addressed(SnapshotRequest {}, name, token.as_deref())?;
     let answer = MaintenanceClient::new(store.channel.clone()).snapshot(request).await;
     let mut pieces = answer.map_err(|status| store.refusal(&status))?.into_inner();
@@ -152,17 +185,11 @@ pub(super) async fn save(name: &str, to: &Path, user: Option<&str>, global: &Glo
         std::fs::rename(&part, to).with_context(|| format!("cannot rename {} to {shown}", part.display()))?;
         anyhow::Ok(bytes)
     };
-    let bytes = match written.await {
-        Ok(bytes) => bytes,
-        Err(error) => {
-            let _ = std::fs::remove_file(&part);
-            return Err(error);
-        }
-    };
-    let saved = Saved { keyspace: name.to_owned(), file: shown.to_string(), bytes };
-    global
-        .output
-        .print(&saved, |s| format!("keyspace {} is saved in {} ({} bytes)", s.keyspace, s.file, s.bytes))
+    let written = written.await;
+    if written.is_err() {
+        let _ = std::fs::remove_file(&part);
+    }
+    written
 }
 
 #[cfg(test)]

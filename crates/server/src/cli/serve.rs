@@ -6,18 +6,26 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use super::Global;
 use crate::compose;
 use crate::config::{Config, ServeArgs};
+use crate::error::UsageError;
 
 /// How long an orphaned store may take to stop in order.
 const ORPHAN_GRACE: Duration = Duration::from_secs(5);
 
 /// Runs a store until it is told to stop.
-pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: ServeArgs, global: &Global) -> anyhow::Result<ExitCode> {
     if args.exit_with_parent {
         exit_with_parent()?;
     }
     let config = Config::from_args(args)?;
+    if let Some(wished) = global.failure_test {
+        config
+            .failures
+            .arm(Some(wished))
+            .map_err(|e| UsageError::new(format!("--failure-test {wished}: {e}")))?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(worker_threads())
         .enable_all()

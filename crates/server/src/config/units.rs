@@ -65,6 +65,14 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     number.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift)).ok_or_else(rule)
 }
 
+/// Parses the memory for large answers: less than one large value and its key could not be read at all.
+pub(crate) fn answers_bytes(text: &str) -> Result<u64, String> {
+    match size(text)? {
+        bytes if bytes < 4 << 20 => Err("it is 4MiB or more, so that the largest value can be read".into()),
+        bytes => Ok(bytes),
+    }
+}
+
 /// Parses a keyspace's quota. As in etcd, 0 stands for the default and a negative number for none.
 pub(crate) fn quota(text: &str) -> Result<Quota, String> {
     match text {

@@ -205,7 +205,13 @@ impl Cluster {
     }
 
     /// Kills whoever runs, and checks that the records of all stores keep Raft's guarantees.
-    pub(crate) fn kill_and_check(mut self) {
+    pub(crate) fn kill_and_check(self) {
+        let all: Vec<_> = (0..self.stores.len()).collect();
+        self.kill_and_check_of(&all);
+    }
+
+    /// As [`Self::kill_and_check`], of these stores.
+    pub(crate) fn kill_and_check_of(mut self, stores: &[usize]) {
         for i in 0..self.stores.len() {
             if self.stores[i].child.is_some() {
                 self.kill(i);
@@ -213,7 +219,7 @@ impl Cluster {
         }
         let checked = Command::new(env!("CARGO_BIN_EXE_pontoon"))
             .arg("check-cluster")
-            .args(self.stores.iter().map(|store| &store.directory))
+            .args(stores.iter().map(|i| &self.stores[*i].directory))
             .output()
             .expect("the binary runs");
         let (found, error) =
@@ -373,16 +379,21 @@ impl Cluster {
 
     /// Waits until all stores have the same hash at the same revision, and returns it.
     pub(crate) async fn equal_hashes(&self) -> (i64, u32) {
+        self.equal_hashes_of(&(0..self.stores.len()).collect::<Vec<_>>()).await
+    }
+
+    /// As [`Self::equal_hashes`], of these stores.
+    pub(crate) async fn equal_hashes_of(&self, stores: &[usize]) -> (i64, u32) {
         let start = Instant::now();
         loop {
             // A linearizable read brings each store up to date before its hash is taken.
             let mut revision = 0;
-            for i in 0..self.stores.len() {
+            for &i in stores {
                 let header = self.range(i, "\0", false).await.header.expect("a header");
                 revision = revision.max(header.revision);
             }
             let mut hashes = Vec::new();
-            for i in 0..self.stores.len() {
+            for &i in stores {
                 let mut client = MaintenanceClient::new(self.channel(i).await);
                 let request = HashKvRequest { revision };
                 hashes.push(

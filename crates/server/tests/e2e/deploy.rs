@@ -100,3 +100,44 @@ fn deployments_use_flags_that_exist() {
         assert!(any, "{name} has no flags");
     }
 }
+
+/// The stage that compiles needs a network and minutes, so no test runs it. It does what `local-image` does, which CI runs, with
+/// the compiler that the repository names.
+#[test]
+fn the_dockerfile_compiles_what_the_local_image_is_made_of() {
+    let (dockerfile, script) = (file("deploy/Dockerfile"), file("deploy/local-image"));
+    let toolchain = file("rust-toolchain.toml");
+    let channel = toolchain.lines().find_map(|l| l.strip_prefix("channel = ")).expect("a channel");
+    let image = dockerfile.lines().find_map(|l| l.strip_prefix("FROM rust:")).expect("a stage that compiles");
+    let version = image.split('-').next().expect("a version");
+    assert!(channel.trim_matches('"').starts_with(version), "{image} has not the compiler {channel}");
+
+    let build = |text: &str| {
+        let line = text.lines().find(|l| l.contains("cargo build")).expect("a build").trim();
+        let line = line.trim_end_matches('\\').trim();
+        line[line.find("cargo build").expect("found")..].to_owned()
+    };
+    assert_eq!(build(&dockerfile), build(&script));
+    let flags = |text: &str| {
+        let at = text.find("RUSTFLAGS=").expect("flags of the compiler");
+        text[at..].split('"').nth(1).map(str::to_owned)
+    };
+    assert_eq!(flags(&dockerfile), flags(&script));
+
+    // What is run in it is a script that a shell understands, and what is copied out of it is what it made.
+    let lines = dockerfile.lines().skip_while(|l| !l.starts_with("RUN "));
+    let mut run = String::new();
+    for line in lines {
+        run.push_str(line.strip_prefix("RUN ").unwrap_or(line));
+        run.push('\n');
+        if !line.trim_end().ends_with('\\') {
+            break;
+        }
+    }
+    let parsed = Command::new("sh").args(["-n", "-c", &run]).output().expect("sh runs");
+    assert!(parsed.status.success(), "{}\n{run}", String::from_utf8_lossy(&parsed.stderr));
+    for copied in dockerfile.lines().filter(|l| l.starts_with("COPY --from=build")) {
+        let from = copied.split_whitespace().find(|w| w.starts_with("/out/")).expect("what is copied");
+        assert!(run.contains(from), "{copied}: nothing makes {from}");
+    }
+}

@@ -5,7 +5,7 @@ use serde_json::Value;
 use tonic::{Code, Request};
 
 use crate::cluster::{Cluster, retry};
-use crate::keyspaces::pontoon;
+use crate::keyspaces::{pontoon, pontoon_at};
 
 fn put(key: &str, class: &str) -> Request<PutRequest> {
     let (key, value) = (key.to_owned().into(), vec![7; 1000].into());
@@ -63,6 +63,48 @@ async fn work_has_a_class_and_its_tokens_come_back() {
         assert_eq!(words.contains("queue ["), mode != "off", "{words}");
         cluster.kill_and_check();
     }
+}
+
+/// T25 as an operator does it: mode and limits change under load, no write is lost for it, and all tokens come back.
+#[tokio::test(flavor = "multi_thread")]
+async fn flow_control_changes_while_the_store_runs() {
+    let cluster = Cluster::start(3, &["--flow-control", "elastic"]);
+    let leader = cluster.leader(&[0, 1, 2]).await;
+    let set = |flags: &[&str]| pontoon_at(&cluster, leader, &[&["set-flow-control"], flags].concat());
+    let mut kv = cluster.kv(leader).await;
+    let writes = tokio::spawn(async move {
+        for n in 0..300 {
+            let class = if n % 2 == 0 { "elastic" } else { "regular" };
+            kv.put(put(&format!("{n}"), class)).await.expect("a write");
+        }
+    });
+    let (code, out, err) = set(&["--mode", "all", "--regular", "8MiB", "--elastic", "4MiB"]);
+    let now = "flow control is all with 8388608 bytes, 4194304 for elastic work, 33554432 by force";
+    let was = "was elastic with 16777216 bytes, 8388608 for elastic work, 33554432 by force\n";
+    assert_eq!((code, out), (Some(0), format!("{now}, {was}")), "{err}");
+    for (flags, word) in [
+        (["--regular", "1KiB"], "out of bounds"),
+        (["--elastic", "16MiB"], "starve first"),
+        (["--forced", "1GiB"], "out of bounds"),
+    ] {
+        let (code, out, err) = set(&flags);
+        assert_eq!((code, out.as_str()), (Some(1), ""), "{flags:?}");
+        assert!(err.contains(word), "{err}");
+    }
+    assert_eq!(set(&[]).0, Some(2), "nothing is to be changed");
+    for size in ["2MiB", "16MiB"] {
+        assert_eq!(set(&["--regular", "16MiB", "--elastic", size]).0, Some(0));
+    }
+    writes.await.expect("no panic");
+    retry("all tokens", || async {
+        let (code, out, err) = pontoon_at(&cluster, leader, &["status", "--output", "json"]);
+        assert_eq!(code, Some(0), "{err}");
+        let status: Value = serde_json::from_str(&out).expect("one JSON document");
+        assert_eq!(status["flow"]["elastic_limit_bytes"], 16 << 20);
+        if is_full(&status) { Ok(()) } else { Err(status["flow"].to_string()) }
+    })
+    .await;
+    cluster.kill_and_check();
 }
 
 #[tokio::test(flavor = "multi_thread")]

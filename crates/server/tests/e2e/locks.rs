@@ -1,4 +1,4 @@
-//! Leases and locks while stores are killed and stopped, checked against what their holders can know.
+//! Leases and locks while stores are killed, stopped and cut off, checked against what their holders can know.
 //!
 //! All clients are in this process and so have one clock. What each of them may rely on:
 //! - a lease lives at least its TTL from the moment before the last keep-alive that was answered was *sent*;
@@ -29,6 +29,7 @@ use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::cluster::{Cluster, PATIENCE};
+use crate::failures::{ALLOWED, arm};
 
 const TTL: Duration = Duration::from_secs(3);
 const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
@@ -308,14 +309,24 @@ async fn torment(cluster: &mut Cluster, world: &World) {
         let leader = cluster.leader(&up).await;
         let store = if n % 2 == 0 { leader } else { (leader + 1 + n / 2 % 2) % 3 };
         let began = Instant::now();
-        if n % 3 == 1 {
-            cluster.signal(store, "STOP");
-            tokio::time::sleep(Duration::from_millis(1800)).await;
-            cluster.signal(store, "CONT");
-        } else {
-            cluster.kill(store);
-            tokio::time::sleep(Duration::from_millis(700)).await;
-            cluster.restart(store);
+        match n % 3 {
+            0 => {
+                cluster.kill(store);
+                tokio::time::sleep(Duration::from_millis(700)).await;
+                cluster.restart(store);
+            }
+            1 => {
+                cluster.signal(store, "STOP");
+                tokio::time::sleep(Duration::from_millis(1800)).await;
+                cluster.signal(store, "CONT");
+            }
+            // It goes on, and its clients reach it, but no other store does: the leader does not know at once that it is
+            // none any more.
+            _ => {
+                arm(cluster, store, "stop-raft-rpc");
+                tokio::time::sleep(Duration::from_millis(2500)).await;
+                arm(cluster, store, "clear");
+            }
         }
         world.seen().faults.push((began, Instant::now()));
     }
@@ -416,8 +427,8 @@ fn due(answered: Instant, faults: &[(Instant, Instant)]) -> Instant {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leases_and_locks_keep_their_word_while_stores_are_killed_and_stopped() {
-    let mut cluster = Cluster::start(3, &[]);
+async fn leases_and_locks_keep_their_word_while_stores_are_killed_stopped_and_cut_off() {
+    let mut cluster = Cluster::start(3, ALLOWED);
     cluster.leader(&[0, 1, 2]).await;
     let endpoints = (0..3).map(|i| cluster.endpoint(i)).collect();
     let world = Arc::new(World { endpoints, over: AtomicBool::new(false), seen: Mutex::default() });

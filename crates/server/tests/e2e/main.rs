@@ -2,9 +2,11 @@
 
 mod auth;
 mod autocompact;
+mod backup;
 mod cluster;
 mod crash;
 mod deploy;
+mod drivers;
 mod etcdctl;
 mod failures;
 mod fence;
@@ -14,10 +16,12 @@ mod keyspaces;
 mod kubernetes;
 mod leases;
 mod locks;
+mod log_level;
 mod logs;
 mod members;
 mod offline;
 mod pages;
+mod pings;
 mod quota;
 mod recover;
 mod retries;

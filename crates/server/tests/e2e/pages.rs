@@ -147,6 +147,20 @@ async fn the_commands_of_the_page_on_stuck_groups_and_of_the_one_on_logs_work() 
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_commands_of_the_page_on_backups_work() {
+    let cluster = Cluster::start(1, &[]);
+    cluster.put(0, "w/x", "1").await;
+    let (dir, endpoint) = (cluster.beside("backup").display().to_string(), cluster.endpoint(0));
+    let mut seen = Vec::new();
+    for command in commands("backup.md") {
+        let online = [command.clone(), vec!["--endpoints".to_owned(), endpoint.clone()]].concat();
+        done(&online, &[("/var/backups/pontoon", &dir)]);
+        seen.push(command[0].clone());
+    }
+    assert_eq!(seen, ["backup", "restore"], "the page's commands");
+}
+
 #[test]
 fn top_in_a_pipe_is_one_page_with_stores_links_and_groups() {
     let cluster = Cluster::start(3, &[]);

@@ -114,7 +114,12 @@ async fn what_is_saved_can_be_restored_into_a_new_keyspace() {
 }
 
 /// Starts a restore, and kills it when it has come so far that `enough` of what `describe` says; what it said then.
-fn kill_a_restore(cluster: &Cluster, name: &str, file: &str, enough: impl Fn(&str) -> bool) -> String {
+pub(crate) fn kill_a_restore(
+    cluster: &Cluster,
+    name: &str,
+    file: &str,
+    enough: impl Fn(&str) -> bool,
+) -> String {
     let mut restoring = Command::new(env!("CARGO_BIN_EXE_pontoon"))
         .args(["keyspace", "restore", name, "--from", file, "--endpoints", &cluster.endpoint(0)])
         .stdin(Stdio::null())

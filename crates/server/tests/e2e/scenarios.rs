@@ -10,6 +10,7 @@ use pontoon_proto::etcdserverpb::{DeleteRangeRequest, PutRequest};
 use serde_json::Value;
 
 use crate::cluster::{Cluster, PATIENCE, retry};
+use crate::crash::{Load, all_there};
 use crate::failures::{ALLOWED, arm, died};
 use crate::keyspaces::pontoon_at;
 use crate::retries::once;
@@ -263,6 +264,153 @@ async fn disruptive_server() {
     cluster.kill_and_check();
 }
 
+/// The second half: what a server does that has not heard its leader for a while, though it could have.
+#[tokio::test(flavor = "multi_thread")]
+async fn disruptive_server_that_slept() {
+    let cluster = Cluster::start(3, &["--enable-failure-injection", "--election-timeout", "200ms"]);
+    cluster.put(0, "w/x", "1").await;
+    let term = agreed(&cluster).await;
+    let leader = cluster.leader(&[0, 1, 2]).await;
+    let follower = (leader + 1) % 3;
+    for n in 0..5 {
+        // Its timer has run out when it wakes, and the leader is there.
+        cluster.signal(follower, "STOP");
+        for _ in 0..10 {
+            cluster.put(leader, "w/x", &format!("{n}")).await;
+            tokio::time::sleep(Duration::from_millis(60)).await;
+        }
+        cluster.signal(follower, "CONT");
+        cluster.put(follower, "w/y", &format!("{n}")).await;
+    }
+    assert_eq!(agreed(&cluster).await, term, "it deposed nobody");
+    assert_eq!(cluster.leader(&[0, 1, 2]).await, leader);
+    cluster.equal_hashes().await;
+    cluster.kill_and_check();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn disruptive_server_with_the_old_term_and_outdated_log() {
+    let mut cluster = Cluster::start(3, ALLOWED);
+    cluster.put(0, "w/x", "1").await;
+    agreed(&cluster).await;
+    cluster.kill(2);
+    // The others go on, to a later term and with more in their logs.
+    for i in [0, 1, 0] {
+        retry("leadership moves", || async {
+            match pontoon_at(&cluster, i, &["take-leadership", "default"]) {
+                (Some(0), ..) => Ok(()),
+                (_, _, err) => Err(err),
+            }
+        })
+        .await;
+        cluster.put(i, "w/x", "2").await;
+    }
+    let term = statuses(&cluster, &[0])[0]["term"].as_u64().expect("a number");
+    for i in [0, 1] {
+        cluster.kill(i);
+    }
+    // Only the one that is behind may stand at once.
+    cluster.extra_mut().extend(["--failure-test", "delay-election"].map(str::to_owned));
+    for i in [0, 1] {
+        cluster.spawn(i);
+    }
+    cluster.extra_mut().truncate(ALLOWED.len());
+    cluster.spawn(2);
+    for i in 0..3 {
+        cluster.wait_ready(i);
+    }
+    let elected = agreed(&cluster).await;
+    assert_eq!(elected, term + 1, "one election was enough: it never got so far as to raise the term");
+    assert_ne!(cluster.leader(&[0, 1, 2]).await, 2);
+    for i in [0, 1] {
+        arm(&cluster, i, "clear");
+    }
+    let found = cluster.range(2, "w/x", false).await;
+    assert_eq!(found.kvs[0].value, "2");
+    cluster.equal_hashes().await;
+    cluster.kill_and_check();
+}
+
+/// Every leader hands over again and again while stores join, so that most begin to be taken in by one who does not end it.
+#[tokio::test(flavor = "multi_thread")]
+async fn leadership_change_before_replication_while_joining() {
+    let mut cluster = Cluster::start(1, ALLOWED);
+    cluster.put(0, "w/x", "1").await;
+    for i in 1..5 {
+        let term = |cluster: &Cluster| statuses(cluster, &[0])[0]["term"].as_u64().expect("a number");
+        let before = term(&cluster);
+        for member in 0..i {
+            arm(&cluster, member, "transfer-leadership");
+        }
+        cluster.add(i);
+        let via: Vec<_> = (0..i).collect();
+        cluster.spawn_joining(i, &via);
+        if i > 1 {
+            retry("leaders come and go", || async {
+                let after = term(&cluster);
+                if after > before + 2 { Ok(()) } else { Err(after.to_string()) }
+            })
+            .await;
+        }
+        for member in 0..i {
+            arm(&cluster, member, "clear");
+        }
+        cluster.wait_ready(i);
+    }
+    five_voters(&cluster).await;
+    cluster.put(4, "w/x", "2").await;
+    cluster.equal_hashes().await;
+    cluster.kill_and_check();
+}
+
+/// 3- and 5-server torture test: kill/restart leader and followers, then remove/re-add the same victims.
+async fn torture(n: usize) {
+    let mut cluster = Cluster::start(n, &["--election-timeout", "500ms"]);
+    let mut there: Vec<_> = (0..n).collect();
+    let load = Load::start(&cluster, 10).await;
+    load.progress(50).await;
+    let leader = cluster.leader(&there).await;
+    let victims: Vec<_> =
+        [leader].into_iter().chain(there.clone().into_iter().filter(|i| *i != leader)).collect();
+    for victim in &victims {
+        cluster.kill(*victim);
+        load.progress(30).await;
+        cluster.restart(*victim);
+        load.progress(10).await;
+    }
+    // The victim leaves, and comes anew with a new directory.
+    for victim in victims {
+        let asked = ["leave", "--wait", "60s"];
+        let (code, _, err) = pontoon_at(&cluster, victim, &asked);
+        assert_eq!(code, Some(0), "{err}");
+        assert_eq!(cluster.wait_exit(victim), Some(0), "{}", cluster.log(victim));
+        there.retain(|i| *i != victim);
+        let new = cluster.stores.len();
+        cluster.add(new);
+        cluster.spawn_joining(new, &there);
+        cluster.wait_ready(new);
+        there.push(new);
+        // The writers know the first stores alone.
+        if there.iter().any(|i| *i < n) {
+            load.progress(10).await;
+        }
+    }
+    let acknowledged = load.end().await;
+    all_there(&cluster, &there, &acknowledged).await;
+    cluster.equal_hashes_of(&there).await;
+    cluster.kill_and_check_of(&there);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_server_torture_test() {
+    torture(3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_server_torture_test() {
+    torture(5).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn leadership_change_after_replication_while_joining() {
     let mut cluster = Cluster::start(1, ALLOWED);
@@ -279,17 +427,21 @@ async fn leadership_change_after_replication_while_joining() {
     for member in 0..5 {
         arm(&cluster, member, "clear");
     }
+    five_voters(&cluster).await;
+    cluster.put(4, "w/x", "2").await;
+    cluster.equal_hashes().await;
+    cluster.kill_and_check();
+}
+
+async fn five_voters(cluster: &Cluster) {
     retry("five voters", || async {
-        let (_, out, _) = pontoon_at(&cluster, 0, &["status", "--group", "default", "--output", "json"]);
+        let (_, out, _) = pontoon_at(cluster, 0, &["status", "--group", "default", "--output", "json"]);
         let status: Value = serde_json::from_str(&out).map_err(|e| e.to_string())?;
         let servers = status["servers"].as_array().ok_or("no servers")?;
         let stable = servers.iter().filter(|s| s["role"] == "voter" && s["phase"] == "stable").count();
         if stable == 5 { Ok(()) } else { Err(out) }
     })
     .await;
-    cluster.put(4, "w/x", "2").await;
-    cluster.equal_hashes().await;
-    cluster.kill_and_check();
 }
 
 const DISCONNECTED: &str = "disconnected from the cluster (election timeout)";

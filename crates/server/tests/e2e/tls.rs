@@ -4,14 +4,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use pontoon_proto::authpb::UserAddOptions;
+use pontoon_proto::etcdserverpb::auth_client::AuthClient;
 use pontoon_proto::etcdserverpb::kv_client::KvClient;
-use pontoon_proto::etcdserverpb::{PutRequest, RangeRequest};
+use pontoon_proto::etcdserverpb::{
+    AuthEnableRequest, AuthUserAddRequest, AuthUserGrantRoleRequest, PutRequest, RangeRequest,
+};
 use pontoon_tls::testing::Authority;
 use pontoon_tls::{Certificate, ClientTls};
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::cluster::{Cluster, PATIENCE};
+use crate::cluster::{Cluster, PATIENCE, retry};
+use crate::drivers::{Play, points};
 use crate::etcdctl;
 
 /// Certificates of one cluster, in files.
@@ -197,16 +202,111 @@ async fn a_certificate_logs_its_owner_in_where_users_are_asked_for() {
             assert!(left.contains("app/leased"), "{left}");
         }
     }
+    // A keyspace of its own on one store: the other two pass everything on, and say whose certificate they have seen.
+    let made =
+        pontoon(&cluster, 0, &files, Some(&nobody), &["keyspace", "create", "tenant-a", "--replicas", "1"]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    users_of_a_tenant_come_by_any_store(&cluster, &files, &root, &alice, &nobody).await;
     // Who says that he passes on what others ask is not taken for them, nor for himself.
+    let forged = format!("v1.726f6f74.9999999999.{}", "0".repeat(64));
     for header in ["grpcgateway-accept", "pontoon-forwarded"] {
         let mut kv = client(&cluster, &files, &root, "localhost").await;
         let mut put = tonic::Request::new(PutRequest { key: b"k".to_vec().into(), ..PutRequest::default() });
         put.metadata_mut().insert(header, "1".parse().expect("ASCII"));
+        put.metadata_mut().insert("pontoon-vouched", forged.parse().expect("ASCII"));
         let status = kv.put(put).await.expect_err("nobody");
         assert_eq!(status.message(), "etcdserver: user name is empty", "{header}");
     }
     ok(2, &root, &["auth", "disable"]);
     ok(1, &nobody, &["put", "k", "v"]);
+}
+
+/// A keyspace with one replica asks for users by their certificates, through each of the three stores.
+async fn users_of_a_tenant_come_by_any_store(
+    cluster: &Cluster,
+    files: &Files,
+    root: &Certificate,
+    alice: &Certificate,
+    nobody: &Certificate,
+) {
+    let channel = |i: usize, own: &Certificate| {
+        let tls = ClientTls::load(files.ca.clone(), Some(own.clone())).expect("usable files");
+        let at = format!("http://127.0.0.1:{}", cluster.stores[i].client);
+        let endpoint = Endpoint::from_shared(at).expect("an address");
+        let endpoint = endpoint.origin("http://tenant-a.db.example:2379".parse().expect("an address"));
+        endpoint.connect_with_connector_lazy(pontoon_tls::connector(Some(tls)))
+    };
+    let user = |name: &str| AuthUserAddRequest {
+        name: name.into(),
+        options: Some(UserAddOptions { no_password: true }),
+        ..AuthUserAddRequest::default()
+    };
+    let mut auth = AuthClient::new(channel(0, nobody));
+    auth.user_add(user("root")).await.expect("is added");
+    auth.user_add(user("alice")).await.expect("is added");
+    let role = AuthUserGrantRoleRequest { user: "root".into(), role: "root".into() };
+    auth.user_grant_role(role).await.expect("is granted");
+    auth.auth_enable(AuthEnableRequest {}).await.expect("is enabled");
+    let put = || PutRequest { key: b"k".to_vec().into(), ..PutRequest::default() };
+    for i in 0..3 {
+        // The first word of a store has to wait for the cluster's secret.
+        let kv = KvClient::new(channel(i, root));
+        retry("root's put", || {
+            let mut kv = kv.clone();
+            async move { kv.put(put()).await.map_err(|e| e.to_string()) }
+        })
+        .await;
+        let no_right = KvClient::new(channel(i, alice)).put(put()).await.expect_err("alice has no role");
+        assert_eq!(no_right.message(), "etcdserver: permission denied", "store {i}");
+        let stranger = KvClient::new(channel(i, nobody)).put(put()).await.expect_err("nobody");
+        assert_eq!(stranger.message(), "etcdserver: permission denied", "store {i}");
+        // Whose word it is, is the store's to say.
+        let mut lie = tonic::Request::new(put());
+        let forged = format!("v1.726f6f74.9999999999.{}", "0".repeat(64));
+        lie.metadata_mut().insert("pontoon-vouched", forged.parse().expect("ASCII"));
+        let caught = KvClient::new(channel(i, alice)).put(lie).await.expect_err("alice is not root");
+        assert_eq!(caught.message(), "etcdserver: permission denied", "store {i}");
+    }
+}
+
+/// A play of `drivers.rs`: only stores that ask for certificates make a secret to vouch with.
+#[tokio::test(flavor = "multi_thread")]
+async fn stores_that_die_while_they_make_their_secret_have_one_after_all() {
+    let authority = Authority::new("ours");
+    let files = Files::new(&authority);
+    let of = |name| authority.issue(files.directory.path(), name, &[]);
+    let (root, alice, nobody) = (of("root"), of("alice"), of("mallory"));
+    for point in points(Play::Found) {
+        let flags = files.flags();
+        let mut cluster = Cluster::new(3, &flags.iter().map(String::as_str).collect::<Vec<_>>());
+        cluster.extra_mut().push("--enable-failure-injection".to_owned());
+        let unarmed = cluster.extra_mut().clone();
+        cluster.extra_mut().extend(["--failure-test".to_owned(), point.to_string()]);
+        (0..3).for_each(|i| cluster.spawn(i));
+        *cluster.extra_mut() = unarmed;
+        let start = Instant::now();
+        while (0..3).all(|i| cluster.runs(i)) {
+            assert!(start.elapsed() < PATIENCE, "nobody came by {point}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // The others are armed, too.
+        for i in 0..3 {
+            if cluster.runs(i) {
+                cluster.kill(i);
+            } else {
+                assert_eq!(cluster.wait_exit(i), None, "it died at {point}");
+            }
+        }
+        cluster.restart_all();
+        let create = ["keyspace", "create", "tenant-a", "--replicas", "1"];
+        retry("a keyspace", || async {
+            let made = pontoon(&cluster, 0, &files, Some(&nobody), &create);
+            if made.status.success() { Ok(()) } else { Err(text(&made.stderr)) }
+        })
+        .await;
+        users_of_a_tenant_come_by_any_store(&cluster, &files, &root, &alice, &nobody).await;
+        cluster.kill_and_check();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -255,4 +355,100 @@ async fn certificates_are_renewed_while_stores_run_and_a_stranger_joins_no_link(
     cluster.wait_ready(1);
     kv.range(RangeRequest { key: b"k".to_vec().into(), ..RangeRequest::default() }).await.expect("is read");
     cluster.kill_and_check();
+}
+
+/// Stores come and go with certificates alone: one joins by `join-cluster`, one by flags, one is kicked and one leaves, and
+/// every command about them speaks TLS; a joiner without a fitting certificate is told so and can go on with one.
+#[tokio::test(flavor = "multi_thread")]
+async fn stores_join_leave_and_are_kicked_where_everything_asks_for_certificates() {
+    let authority = Authority::new("ours");
+    let files = Files::new(&authority);
+    let mut cluster = files.start();
+    let run = |cluster: &Cluster, i: usize, args: &[&str]| {
+        let output = pontoon(cluster, i, &files, Some(&files.client), args);
+        assert!(output.status.success(), "{args:?}: {}\n{}", text(&output.stderr), cluster.log(i));
+        text(&output.stdout)
+    };
+    run(&cluster, 0, &["log", "create", "orders"]);
+
+    // Prepared offline; first with certificates of nobody the others know.
+    cluster.add(3);
+    let dir = cluster.data_dir(3).display().to_string();
+    let (peer, remote) =
+        (format!("127.0.0.1:{}", cluster.stores[3].peer), format!("127.0.0.1:{}", cluster.stores[0].peer));
+    let prepared = Command::new(env!("CARGO_BIN_EXE_pontoon"))
+        .args(["join-cluster", &dir, "--name", "n4", "--advertise-peer", &peer, "--remote", &remote])
+        .output()
+        .expect("runs");
+    assert!(prepared.status.success(), "{}", text(&prepared.stderr));
+    let strange = Files::new(&Authority::new("strange"));
+    let own_files = std::mem::replace(cluster.extra_mut(), strange.flags());
+    cluster.spawn_prepared(3);
+    wait_for(&cluster, 3, "asking again each second");
+    let log = cluster.log(3);
+    assert!(log.contains("UnknownIssuer") || log.contains("UnknownCA"), "it says why:\n{log}");
+    cluster.kill(3);
+    // Then without any: the others speak TLS and it does not.
+    cluster.extra_mut().clear();
+    cluster.spawn_prepared(3);
+    let start = Instant::now();
+    while cluster.log(3).matches("asking again each second").count() < 2 {
+        assert!(start.elapsed() < PATIENCE, "{}", cluster.log(3));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    cluster.kill(3);
+    *cluster.extra_mut() = own_files;
+    let listed = run(&cluster, 0, &["store", "list"]);
+    assert!(!listed.contains("n4"), "nobody was let in: {listed}");
+    cluster.spawn_prepared(3);
+    cluster.wait_ready(3);
+    // By flags.
+    cluster.add(4);
+    cluster.spawn_joining(4, &[3]);
+    cluster.wait_ready(4);
+    let listed = run(&cluster, 4, &["store", "list", "--output", "json"]);
+    assert_eq!(listed.matches("\"member\"").count(), 5, "{listed}");
+
+    // What an operator asks, of a store that came over TLS, with and without a certificate.
+    let commands: &[&[&str]] = &[
+        &["status"],
+        &["status", "--group", "default"],
+        &["store", "list"],
+        &["moves"],
+        &["memory"],
+        &["cid"],
+        &["sid"],
+        &["keyspace", "create", "tenant"],
+        &["keyspace", "describe", "tenant"],
+        &["log", "append", "orders", "one"],
+        &["log", "read", "orders"],
+        &["take-leadership", "default"],
+        &["transfer-leadership", "default", "n1"],
+        &["change-election-timer", "default", "1100ms"],
+        &["set-backlog-threshold", "500", "64MiB"],
+        &["recover", "history"],
+    ];
+    for args in commands {
+        run(&cluster, 4, args);
+        let nobody = pontoon(&cluster, 4, &files, None, args);
+        assert_eq!(nobody.status.code(), Some(1), "{args:?}");
+        assert!(text(&nobody.stderr).contains("give --cert and --key"), "{args:?}: {}", text(&nobody.stderr));
+    }
+    let backup = cluster.beside("backup");
+    run(&cluster, 4, &["backup", path(&backup)]);
+    run(&cluster, 3, &["leave", "--wait", "60s"]);
+    assert_eq!(cluster.wait_exit(3), Some(0), "{}", cluster.log(3));
+    run(&cluster, 0, &["kick", "n5", "--wait", "60s"]);
+    assert_eq!(cluster.wait_exit(4), Some(2), "{}", cluster.log(4));
+    let listed = run(&cluster, 1, &["store", "list", "--output", "json"]);
+    assert_eq!(listed.matches("\"member\"").count(), 3, "{listed}");
+    run(&cluster, 2, &["log", "read", "orders"]);
+}
+
+fn wait_for(cluster: &Cluster, i: usize, what: &str) {
+    let start = Instant::now();
+    while !cluster.log(i).contains(what) {
+        assert!(start.elapsed() < PATIENCE, "nothing of {what:?} in its log:\n{}", cluster.log(i));
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }

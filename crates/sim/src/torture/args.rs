@@ -20,6 +20,10 @@ pub(crate) enum Command {
     Failover(FailoverArguments),
     /// Stops a follower under load and shows the stores' resident memory.
     Memory(MemoryArguments),
+    /// Two builds in one cluster: a rolling upgrade under checked load, with one store that goes back on the way.
+    Upgrade(UpgradeArguments),
+    /// Many groups: a fourth store joins, the first is kicked, and what that costs the clients meanwhile.
+    Grow(GrowArguments),
     /// Slow links, slow stores and floods, and what they cost the others.
     Weather(super::weather::WeatherArguments),
     /// Stores in containers on a network of their own: cut off, paused, killed, replaced, added and removed under load.
@@ -32,7 +36,7 @@ pub(crate) enum Command {
 }
 
 /// Which cluster.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct ClusterArguments {
     /// The pontoon binary; default: the one beside this program.
     #[arg(long, value_name = "PATH")]
@@ -148,12 +152,62 @@ pub(crate) struct MemoryArguments {
     /// Different keys that are overwritten.
     #[arg(long, default_value_t = 1000)]
     pub(crate) keys: u32,
+    /// Puts a second of all clients together; default: as many as are answered.
+    #[arg(long)]
+    pub(crate) rate: Option<f64>,
+    /// How long load runs before the follower is stopped, so that caches are warm.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    pub(crate) warm_up: u64,
     /// Time from compaction to compaction, so that history is not what grows; 0: never.
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     pub(crate) compact_every: u64,
     /// How long the follower may take to catch up.
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     pub(crate) catch_up_seconds: u64,
+}
+
+/// From one build to another.
+#[derive(Debug, Args)]
+pub(crate) struct UpgradeArguments {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArguments,
+    /// The pontoon binary of before; `--pontoon` is the one of after.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) from: PathBuf,
+    /// How long the cluster stays as it is between two changes.
+    #[arg(long, default_value_t = 4)]
+    pub(crate) seconds: u64,
+    /// Clients, each with one call at a time.
+    #[arg(long, default_value_t = 16)]
+    pub(crate) clients: u32,
+    /// Decides what each client does.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// No store goes back to the build of before: for builds that write another format.
+    #[arg(long)]
+    pub(crate) no_way_back: bool,
+}
+
+/// Replicas of many groups on their way.
+#[derive(Debug, Args)]
+pub(crate) struct GrowArguments {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArguments,
+    /// Keyspaces, each a group of three replicas.
+    #[arg(long, default_value_t = 300)]
+    pub(crate) groups: u64,
+    /// Writes a second while all this happens.
+    #[arg(long, default_value_t = 500.0)]
+    pub(crate) rate: f64,
+    /// Bytes of each value.
+    #[arg(long, default_value_t = 1024)]
+    pub(crate) value_size: usize,
+    /// How long it is written before, to compare with; and first of all, so that the groups hold something.
+    #[arg(long, default_value_t = 20)]
+    pub(crate) seconds: u64,
+    /// How long a join or a kick may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub(crate) moves_max: u64,
 }
 
 #[derive(Debug, Args)]

@@ -36,8 +36,12 @@ pub(crate) struct Store {
     /// Where clients call, `host:port`.
     pub(crate) client: String,
     pub(crate) peer: String,
+    /// More flags for this store alone.
+    pub(crate) flags: Vec<String>,
     process: Option<Child>,
     stopped: bool,
+    /// It is none of the first stores: it joins by them.
+    joins: bool,
     /// Turns true with the line that says that clients are served.
     ready: watch::Receiver<bool>,
 }
@@ -101,8 +105,10 @@ impl Cluster {
                     name: format!("n{number}"),
                     client: ports.next()?,
                     peer: ports.next()?,
+                    flags: Vec::new(),
                     process: None,
                     stopped: false,
+                    joins: false,
                     ready: watch::channel(false).1,
                 })
             })
@@ -177,18 +183,29 @@ impl Cluster {
         let store = &self.stores[index];
         let data = self.dir.join(&store.name).display().to_string();
         let all = |scheme: &str| {
-            let peers = self.stores.iter().map(|store| format!("{}={scheme}{}", store.name, store.peer));
+            let peers = self
+                .stores
+                .iter()
+                .filter(|store| !store.joins)
+                .map(|store| format!("{}={scheme}{}", store.name, store.peer));
             peers.collect::<Vec<_>>().join(",")
         };
         let millis = self.election_timeout.as_millis();
         let flags: Vec<(&str, String)> = match self.software {
             Software::Pontoon(_) => vec![
+                if store.joins {
+                    (
+                        "--join",
+                        self.stores[..STORES].iter().map(|s| s.peer.as_str()).collect::<Vec<_>>().join(","),
+                    )
+                } else {
+                    ("--initial-cluster", all(""))
+                },
                 ("--data-dir", data),
                 ("--name", store.name.clone()),
                 ("--listen-client", store.client.clone()),
                 ("--listen-peer", store.peer.clone()),
                 ("--advertise-peer", store.peer.clone()),
-                ("--initial-cluster", all("")),
                 ("--election-timeout", format!("{millis}ms")),
             ],
             Software::Etcd(_) => vec![
@@ -209,7 +226,7 @@ impl Cluster {
         subcommand
             .into_iter()
             .chain(flags.into_iter().flat_map(|(name, value)| [name.to_owned(), value]))
-            .chain(self.store_flags.iter().cloned())
+            .chain(self.store_flags.iter().chain(&store.flags).cloned())
             .collect()
     }
 
@@ -251,6 +268,27 @@ impl Cluster {
         Ok(())
     }
 
+    /// Adds a store that joins when it is spawned; its index.
+    pub(crate) fn add_joining(&mut self) -> anyhow::Result<usize> {
+        let ports = free_ports(2)?;
+        let [client, peer] = [0, 1].map(|n| format!("127.0.0.1:{}", ports[n]));
+        let index = self.stores.len();
+        let ready = watch::channel(false).1;
+        let name = format!("n{}", index + 1);
+        let flags = Vec::new();
+        self.stores.push(Store {
+            name,
+            client,
+            peer,
+            process: None,
+            stopped: false,
+            joins: true,
+            flags,
+            ready,
+        });
+        Ok(index)
+    }
+
     /// The file with what the store writes to standard error.
     pub(crate) fn log(&self, index: usize) -> PathBuf {
         self.dir.join(format!("{}.log", self.stores[index].name))
@@ -261,6 +299,27 @@ impl Cluster {
         let pid = self.pid(index).with_context(|| format!("{name} has no process"))?;
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("a process id is positive")?;
         kill_process(pid, signal).with_context(|| format!("signal {signal:?} to {name}"))
+    }
+
+    /// What stores become that are started from now on.
+    pub(crate) fn set_program(&mut self, program: &Path) {
+        self.software = Software::Pontoon(program.to_owned());
+    }
+
+    /// SIGTERM, and waits for the end, which must be one in order.
+    pub(crate) async fn terminate(&mut self, index: usize) -> anyhow::Result<()> {
+        self.signal(index, Signal::TERM)?;
+        let name = self.stores[index].name.clone();
+        let mut process =
+            self.stores[index].process.take().with_context(|| format!("{name} has no process"))?;
+        let status = tokio::time::timeout(START_MAX, process.wait())
+            .await
+            .with_context(|| format!("{name} does not end after SIGTERM"))??;
+        if !status.success() {
+            self.keep();
+            bail!("{name} ended with {status} after SIGTERM; {}", tail(&self.log(index)));
+        }
+        Ok(())
     }
 
     /// kill -9.

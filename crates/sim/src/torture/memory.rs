@@ -15,9 +15,6 @@ use super::failover::leader;
 /// Time from line to line.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Load runs for so long before the follower is stopped, so that caches are warm.
-const WARM_UP: Duration = Duration::from_secs(5);
-
 /// Runs the load and prints the figures; whether the follower caught up.
 pub(crate) async fn run(arguments: &MemoryArguments) -> anyhow::Result<bool> {
     let mut cluster = Cluster::start(&arguments.cluster).await?;
@@ -47,17 +44,17 @@ pub(crate) async fn run(arguments: &MemoryArguments) -> anyhow::Result<bool> {
 
     let done = Arc::new(AtomicU64::new(0));
     let load = load(&cluster, arguments, stopped, &done);
-    tokio::time::sleep(WARM_UP).await;
-    line(&cluster, "warm", Some(done.swap(0, Ordering::Relaxed) as f64 / WARM_UP.as_secs_f64()))?;
-    cluster.stop(stopped)?;
-    let start = Instant::now();
+    let warm_up = Duration::from_secs(arguments.warm_up.max(1));
+    tokio::time::sleep(warm_up).await;
+    line(&cluster, "warm", Some(done.swap(0, Ordering::Relaxed) as f64 / warm_up.as_secs_f64()))?;
+    // The same for so long with all of them well: what grows then is nobody's fault.
     let length = Duration::from_secs(arguments.seconds);
-    while start.elapsed() < length {
-        let from = Instant::now();
-        tokio::time::sleep(EVERY.min(length.saturating_sub(start.elapsed()))).await;
-        let rate = done.swap(0, Ordering::Relaxed) as f64 / from.elapsed().as_secs_f64();
-        line(&cluster, &format!("{:.0} s stopped", start.elapsed().as_secs_f64()), Some(rate))?;
-    }
+    let control = watch(&cluster, leader, length, "well", &done).await?;
+    cluster.stop(stopped)?;
+    let growth = watch(&cluster, leader, length, "stopped", &done).await?;
+    println!(
+        "the leader's RssAnon grew by {control:.1} MiB with all well, and by {growth:.1} MiB with one stopped"
+    );
     drop(load);
     line(&cluster, "load ended", None)?;
 
@@ -96,18 +93,43 @@ async fn open(address: &str) -> anyhow::Result<Connection> {
     connection.map_err(|error| anyhow::anyhow!("{}", error.text()))
 }
 
+/// Lets the load run, with a line every now and then. Returns how far the leader's memory got beyond what it was, in MiB.
+async fn watch(
+    cluster: &Cluster,
+    leader: usize,
+    length: Duration,
+    what: &str,
+    done: &AtomicU64,
+) -> anyhow::Result<f64> {
+    let (start, first) = (Instant::now(), mib(cluster, leader, "RssAnon:")?);
+    let (mut most, mut told) = (first, Instant::now());
+    while start.elapsed() < length {
+        tokio::time::sleep(Duration::from_secs(1).min(length.saturating_sub(start.elapsed()))).await;
+        most = most.max(mib(cluster, leader, "RssAnon:")?);
+        if told.elapsed() + Duration::from_millis(500) >= EVERY || start.elapsed() >= length {
+            let rate = done.swap(0, Ordering::Relaxed) as f64 / told.elapsed().as_secs_f64();
+            line(cluster, &format!("{:.0} s {what}", start.elapsed().as_secs_f64()), Some(rate))?;
+            told = Instant::now();
+        }
+    }
+    Ok(most - first)
+}
+
+/// A line of a store's `/proc/PID/status`, in MiB.
+fn mib(cluster: &Cluster, index: usize, name: &str) -> anyhow::Result<f64> {
+    let pid = cluster.pid(index).context("every store has a process")?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
+        .with_context(|| format!("{} ended by itself", cluster.stores[index].name))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+    Ok(kib.unwrap_or(0.0) / 1024.0)
+}
+
 fn line(cluster: &Cluster, label: &str, rate: Option<f64>) -> anyhow::Result<()> {
     let mut text = format!("{label:>22}");
     for index in 0..STORES {
-        let pid = cluster.pid(index).context("every store has a process")?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
-            .with_context(|| format!("{} ended by itself", cluster.stores[index].name))?;
-        let mib = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
-            kib.unwrap_or(0.0) / 1024.0
-        };
-        text.push_str(&format!("{:>18}", format!("{:.0} ({:.0})", mib("VmRSS:"), mib("RssAnon:"))));
+        let (all, anonymous) = (mib(cluster, index, "VmRSS:")?, mib(cluster, index, "RssAnon:")?);
+        text.push_str(&format!("{:>18}", format!("{all:.0} ({anonymous:.0})")));
     }
     if let Some(rate) = rate {
         text.push_str(&format!("{rate:>14.0}"));
@@ -133,6 +155,10 @@ fn load(
         let done = Arc::clone(done);
         let (keys, clients) = (arguments.keys.max(1), arguments.clients.max(1));
         let value = vec![b'x'; arguments.value_size];
+        let mut ticks = arguments.rate.map(|rate| {
+            let each = Duration::from_secs_f64(f64::from(clients) / rate.max(0.001));
+            tokio::time::interval(each)
+        });
         tasks.spawn(async move {
             let mut connection = None;
             let mut number = client;
@@ -143,6 +169,9 @@ fn load(
                     tokio::time::sleep(Duration::from_millis(u64::from(connection.is_none()) * 50)).await;
                     continue;
                 };
+                if let Some(ticks) = &mut ticks {
+                    ticks.tick().await;
+                }
                 number = number.wrapping_add(clients);
                 let key = format!("m/{:06}", number % keys).into_bytes();
                 match open.put(None, key, value.clone()).await {

@@ -90,7 +90,7 @@ async fn torment(
 }
 
 /// Ends the load, brings all stores up, checks everything, and prints; whether everything held.
-async fn phase(
+pub(super) async fn phase(
     cluster: &mut Cluster,
     plan: &Plan,
     load: Load,

@@ -3,7 +3,7 @@
 use bytes::{Buf, Bytes};
 use pontoon_raft_core::types::{ENTRY_OVERHEAD_BYTES, Entry, EntryId, GroupId, LogIndex, Payload, Term};
 
-use super::primitive::{DecodeError, Decoder, configuration_len, put_configuration, put_u64};
+use super::primitive::{DecodeError, Decoder, put_configuration, put_u64};
 
 /// Bytes of an encoded entry before its data: crc u32, data length u32, term u64, id u128, kind u8.
 pub(crate) const ENTRY_HEAD: usize = 33;
@@ -87,17 +87,6 @@ const PLACE: usize = 16;
 fn put_place(out: &mut [u8; PLACE], group: GroupId, index: LogIndex) {
     out[..8].copy_from_slice(&group.0.to_le_bytes());
     out[8..].copy_from_slice(&index.0.to_le_bytes());
-}
-
-/// How many bytes [`encode_entry`] appends.
-pub(super) fn encoded_entry_len(entry: &Entry) -> usize {
-    ENTRY_HEAD
-        + match &entry.payload {
-            Payload::Noop => 0,
-            Payload::Command(data) => data.len(),
-            Payload::Configuration(c) => configuration_len(c),
-            Payload::ElectionTimer { .. } => 8,
-        }
 }
 
 /// Appends an entry to `out`.

@@ -43,10 +43,6 @@ pub(crate) fn put_configuration(out: &mut Vec<u8>, v: &Configuration) {
         }
     }
 }
-/// How many bytes [`put_configuration`] appends.
-pub(super) fn configuration_len(v: &Configuration) -> usize {
-    9 + 16 * (v.voters.len() + v.outgoing_voters.len() + v.learners.len() + v.next_learners.len())
-}
 pub(crate) fn put_snapshot(out: &mut Vec<u8>, v: &SnapshotMeta) {
     put_u64(out, v.index.0);
     put_u64(out, v.term.0);

@@ -127,7 +127,9 @@ pub(crate) fn make(
     };
     disk.rename(&tmp, name)?;
     disk.sync_names()?;
-    Ok(Segment { id, name: name.to_owned(), file, bytes })
+    // By its own name now, see `RealFile::direct`.
+    drop(file);
+    Ok(Segment { id, name: name.to_owned(), file: disk.open(name)?, bytes })
 }
 
 /// Uses the file of a segment that holds nothing any more as segment `id`.

@@ -389,11 +389,14 @@ fn others(files: &Files, marker: &Marker, active: &Segment, next_batch: u64) -> 
                 });
             }
         }
-        if *id == active.id + 1 + spares.len() as u32 {
-            spares.push(Arc::clone(segment));
-        } else {
-            retired.push(Arc::clone(segment));
+        let expected = active.id + 1 + spares.len() as u32;
+        if *id != expected {
+            return Err(OpenError::MissingFile {
+                file: format!("journal segment {expected}"),
+                rule: "a later one was made ready, and their ids have no gaps",
+            });
         }
+        spares.push(Arc::clone(segment));
     }
     Ok(Others { spares, retired })
 }

@@ -7,7 +7,7 @@ pub(crate) mod power;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use pontoon_raft_core::types::*;
@@ -75,9 +75,7 @@ pub(crate) fn of(groups: Vec<GroupWrite>) -> Batch {
 
 /// Submits and waits until it is durable.
 pub(crate) fn put(store: &LogStore, groups: Vec<GroupWrite>) -> Result<(), StoreFailed> {
-    let (sender, receiver) = mpsc::channel();
-    store.submit(of(groups), Box::new(move |outcome| drop(sender.send(outcome))));
-    receiver.recv().expect("every batch is answered")
+    store.commit(of(groups)).map(drop)
 }
 
 pub(crate) fn index_range(from: u64, to: u64) -> std::ops::Range<LogIndex> {

@@ -1,11 +1,13 @@
 use std::task::Waker;
 
 use bytes::Bytes;
-use pontoon_raft_core::message::Heartbeat;
+use pontoon_raft_core::message::{Body, Heartbeat, Message};
 use pontoon_raft_core::relay::RelayNumber;
-use pontoon_raft_core::types::{LogIndex, ReplicaId, Term};
+use pontoon_raft_core::types::{EntryId, LogIndex, ReplicaId, Term};
 
+use super::waiting::HELPING;
 use super::*;
+use crate::api::RelayedProposal;
 
 fn queue(messages: usize, bytes: usize) -> SendQueue {
     let limits = QueueLimits { messages: messages.into(), bytes: bytes.into() };
@@ -33,10 +35,10 @@ fn proposal(id: u128, bytes: usize) -> Item {
 
 fn take(queue: &SendQueue, epoch: u64) -> Option<usize> {
     match queue.poll_helping(epoch, &Context::from_waker(Waker::noop())) {
-        Poll::Ready(Some(Helping::Items { items, .. })) => {
+        Poll::Ready(Some(Helping::Items(Content { batch, .. }))) => {
             // All of them found room.
             queue.sent(epoch, [].into_iter(), &mut Sent::default(), false);
-            Some(items.len())
+            Some(batch.items.len())
         }
         Poll::Ready(Some(Helping::Hello(_))) => Some(0),
         _ => None,
@@ -133,7 +135,7 @@ fn what_does_not_fit_a_frame_is_first_in_the_next() {
     let queue = queue(100, 10_000);
     let epoch = open(&queue);
     queue.push([raft(1), raft(2), raft(3)]).unwrap();
-    let Poll::Ready(Some(Helping::Items { items, .. })) =
+    let Poll::Ready(Some(Helping::Items(Content { batch: Batch { items, .. }, .. }))) =
         queue.poll_helping(epoch, &Context::from_waker(Waker::noop()))
     else {
         panic!("three items wait");
@@ -143,7 +145,8 @@ fn what_does_not_fit_a_frame_is_first_in_the_next() {
     queue.push([raft(4)]).unwrap();
     queue.sent(epoch, items.into_iter().skip(1), &mut Sent::default(), true);
     let order: Vec<u64> = queue
-        .more(epoch)
+        .more(epoch, &mut Vec::new())
+        .items
         .iter()
         .map(|item| match item {
             Item::Raft(group, _) => group.0,
@@ -157,7 +160,9 @@ fn what_does_not_fit_a_frame_is_first_in_the_next() {
 /// What a stream gets now: pings, items, and the room for them.
 fn poll(queue: &SendQueue, epoch: u64) -> Option<(Option<u64>, usize, Room)> {
     match queue.poll_helping(epoch, &Context::from_waker(Waker::noop())) {
-        Poll::Ready(Some(Helping::Items { ping, items, room, .. })) => Some((ping, items.len(), room)),
+        Poll::Ready(Some(Helping::Items(Content { ping, batch, room, .. }))) => {
+            Some((ping, batch.items.len(), room))
+        }
         _ => None,
     }
 }
@@ -208,7 +213,7 @@ fn a_message_above_the_window_goes_alone_and_the_peer_is_asked_for_what_is_in_it
     assert_eq!(poll(&queue, epoch).map(|p| p.1), Some(1));
     made(&queue, epoch, 48);
     queue.push([proposal(1, 190 << 10)]).unwrap();
-    let Poll::Ready(Some(Helping::Items { items, room, .. })) =
+    let Poll::Ready(Some(Helping::Items(Content { batch: Batch { items, .. }, room, .. }))) =
         queue.poll_helping(epoch, &Context::from_waker(Waker::noop()))
     else {
         panic!("one item waits");
@@ -238,8 +243,8 @@ fn without_credit_nothing_is_sent_and_the_peer_hears_why() {
     queue.opened(0, Some(1_000));
     queue.push([raft(1), raft(2)]).unwrap();
     let next = || match queue.poll_helping(epoch, &Context::from_waker(Waker::noop())) {
-        Poll::Ready(Some(Helping::Items { ping, wants, items, room, .. })) => {
-            Some((ping, wants, items, room.credit))
+        Poll::Ready(Some(Helping::Items(Content { ping, wants, batch, room, .. }))) => {
+            Some((ping, wants, batch.items, room.credit))
         }
         _ => None,
     };
@@ -251,7 +256,7 @@ fn without_credit_nothing_is_sent_and_the_peer_hears_why() {
     assert_eq!(queue.status().credit_bytes, Some(300));
     let (_, wants, items, _) = next().unwrap();
     assert_eq!((wants, items.len()), (Some(1_100), 0));
-    assert!(queue.more(epoch).is_empty());
+    assert!(queue.more(epoch, &mut Vec::new()).items.is_empty());
     queue.sent(epoch, [].into_iter(), &mut Sent::default(), true);
     queue.acknowledged(3);
     queue.ping(5);

@@ -18,9 +18,10 @@ const FRAME_PROPOSALS: u64 = 4;
 const FRAME_REPLIES: u64 = 5;
 const FRAME_ADMITTED: u64 = 7;
 const FRAME_BEATS: u64 = 8;
+const FRAME_PIECES: u64 = 10;
 const BEATS_GROUPS: u64 = 2;
-const MESSAGE_APPEND: u64 = 9;
-const APPEND_ENTRIES: u64 = 4;
+pub(super) const MESSAGE_APPEND: u32 = 9;
+pub(super) const APPEND_ENTRIES: u32 = 4;
 
 enum Value<'a> {
     Scalar,
@@ -89,7 +90,7 @@ pub(crate) fn frame(encoded: &[u8]) -> Result<(), WireError> {
             (FRAME_BEATS, Value::Bytes(beats)) => {
                 items += 1 + self::beats(beats, &mut columns)?;
             }
-            (FRAME_PROPOSALS | FRAME_REPLIES | FRAME_ADMITTED, _) => items += 1,
+            (FRAME_PROPOSALS | FRAME_REPLIES | FRAME_ADMITTED | FRAME_PIECES, _) => items += 1,
             _ => {}
         }
         if items > ITEMS_MAX {
@@ -120,13 +121,21 @@ fn beats(encoded: &[u8], columns: &mut usize) -> Result<usize, WireError> {
     Ok(beats)
 }
 
+/// Checks the counts of an encoded `RaftMessage` that came in pieces.
+pub(super) fn whole_message(encoded: &[u8]) -> Result<(), WireError> {
+    message(encoded, &mut 0)
+}
+
 fn message(encoded: &[u8], entries: &mut usize) -> Result<(), WireError> {
     let mut fields = Fields { rest: encoded };
     while let Some((number, value)) = fields.next()? {
-        let (MESSAGE_APPEND, Value::Bytes(append)) = (number, value) else { continue };
+        let Value::Bytes(append) = value else { continue };
+        if number != u64::from(MESSAGE_APPEND) {
+            continue;
+        }
         let mut fields = Fields { rest: append };
         while let Some((number, _)) = fields.next()? {
-            if number == APPEND_ENTRIES {
+            if number == u64::from(APPEND_ENTRIES) {
                 *entries += 1;
                 if *entries > ENTRIES_MAX {
                     return Err(WireError::TooMany { what: "entries", max: ENTRIES_MAX });

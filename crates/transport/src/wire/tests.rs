@@ -226,6 +226,7 @@ fn encode((messages, proposals, replies, reports, ping): Parts) -> Vec<u8> {
         proposals: proposals.into_iter().map(proposal_to_wire).collect(),
         proposal_replies: replies.into_iter().map(reply_to_wire).collect(),
         admitted: reports.into_iter().map(report_to_wire).collect(),
+        pieces: Vec::new(),
     }
     .encode_to_vec()
 }

@@ -448,6 +448,8 @@ pub struct Proxy {
     pub accepted: Arc<AtomicUsize>,
     /// Bytes that were taken from the dialers.
     pub taken: Arc<AtomicUsize>,
+    /// Ends all connections when it changes.
+    resets: tokio::sync::watch::Sender<u64>,
     _runtime: Runtime,
 }
 
@@ -461,10 +463,14 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let taken = Arc::new(AtomicUsize::new(0));
         let (w, n, t) = (Arc::clone(&weather), Arc::clone(&accepted), Arc::clone(&taken));
+        let resets = tokio::sync::watch::Sender::new(0);
+        let reset = resets.subscribe();
         runtime.spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
                 n.fetch_add(1, Ordering::Relaxed);
                 let (w, t) = (Arc::clone(&w), Arc::clone(&t));
+                let mut reset = reset.clone();
+                reset.mark_unchanged();
                 tokio::spawn(async move {
                     let Ok(far) = TcpStream::connect(target).await else { return };
                     near.set_nodelay(true).unwrap();
@@ -473,11 +479,16 @@ impl Proxy {
                     let (far_read, far_write) = far.into_split();
                     let up = carry(near_read, far_write, Arc::clone(&w), Some(t));
                     let down = carry(far_read, near_write, w, None);
-                    tokio::select! { () = up => {}, () = down => {} }
+                    tokio::select! { () = up => {}, () = down => {}, _ = reset.changed() => {} }
                 });
             }
         });
-        Self { address, weather, accepted, taken, _runtime: runtime }
+        Self { address, weather, accepted, taken, resets, _runtime: runtime }
+    }
+
+    /// Ends all connections, as by a reset on the way.
+    pub fn reset(&self) {
+        self.resets.send_modify(|n| *n += 1);
     }
 
     pub fn set(&self, weather: Weather) {

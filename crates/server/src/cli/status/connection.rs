@@ -19,6 +19,11 @@ pub(super) struct ConnectionDocument {
     disconnections: u64,
     backoff_ms: u64,
     queued_bytes: u64,
+    in_flight_bytes: u64,
+    large_bytes: u64,
+    credit_bytes: Option<u64>,
+    unprocessed_bytes: u64,
+    waits_for: Option<String>,
     probe_interval_ms: u64,
     last_error: Option<String>,
     last_error_kind: Option<String>,
@@ -47,6 +52,11 @@ impl From<Connection> for ConnectionDocument {
             disconnections: connection.disconnections,
             backoff_ms: connection.backoff_ms,
             queued_bytes: connection.queued_bytes,
+            in_flight_bytes: connection.in_flight_bytes,
+            large_bytes: connection.large_bytes,
+            credit_bytes: connection.credit_bytes,
+            unprocessed_bytes: connection.unprocessed_bytes,
+            waits_for: connection.waits_for,
             probe_interval_ms: connection.probe_interval_ms,
             last_error: connection.last_error,
             last_error_kind: connection.last_error_kind,
@@ -71,6 +81,7 @@ pub(super) fn connection_table(
             "successes>",
             "lost>",
             "back-off ms>",
+            "waits for",
             "last error",
         ],
         connections.iter().map(|c| {
@@ -87,6 +98,7 @@ pub(super) fn connection_table(
                 c.successes.to_string(),
                 c.disconnections.to_string(),
                 or_dash(dialled.then_some(c.backoff_ms)),
+                or_dash(c.waits_for.clone()),
                 or_dash(c.last_error.clone()),
             ]
         }),
@@ -108,6 +120,11 @@ pub(super) fn example() -> (Connection, serde_json::Value) {
         disconnections: 1,
         backoff_ms: 1000,
         queued_bytes: 12,
+        in_flight_bytes: 13,
+        large_bytes: 14,
+        credit_bytes: Some(15),
+        unprocessed_bytes: 16,
+        waits_for: Some("credit".into()),
         probe_interval_ms: 2000,
         last_error: Some("connection refused by h:2".into()),
         last_error_kind: Some("refused".into()),
@@ -115,7 +132,8 @@ pub(super) fn example() -> (Connection, serde_json::Value) {
     let json = serde_json::json!({
         "store": "0000000000000002", "direction": "out", "lane": "log", "connected": true,
         "since_ms": 5000, "connected_ms": 65000, "attempts": 9, "successes": 2, "disconnections": 1,
-        "backoff_ms": 1000, "queued_bytes": 12, "probe_interval_ms": 2000,
+        "backoff_ms": 1000, "queued_bytes": 12, "in_flight_bytes": 13, "large_bytes": 14,
+        "credit_bytes": 15, "unprocessed_bytes": 16, "waits_for": "credit", "probe_interval_ms": 2000,
         "last_error": "connection refused by h:2", "last_error_kind": "refused"
     });
     (connection, json)

@@ -13,6 +13,7 @@ pub(super) struct FlowDocument {
     elastic_limit_bytes: u64,
     forced_limit_bytes: u64,
     unaccounted_bytes: u64,
+    elastic_bytes_per_second: u64,
     stores: Vec<PoolsDocument>,
 }
 
@@ -38,6 +39,7 @@ impl From<FlowControl> for FlowDocument {
             elastic_limit_bytes: flow.elastic_limit_bytes,
             forced_limit_bytes: flow.forced_limit_bytes,
             unaccounted_bytes: flow.unaccounted_bytes,
+            elastic_bytes_per_second: flow.elastic_bytes_per_second,
             stores: flow.stores.into_iter().map(PoolsDocument::from).collect(),
         }
     }
@@ -89,8 +91,13 @@ impl FlowDocument {
                 ]
             }),
         );
-        let limits = [self.regular_limit_bytes, self.elastic_limit_bytes].map(|bytes| bytes / 1024);
-        format!("flow control: {}, {} KiB regular, {} KiB elastic\n{pools}", self.mode, limits[0], limits[1])
+        let [regular, elastic, pace] =
+            [self.regular_limit_bytes, self.elastic_limit_bytes, self.elastic_bytes_per_second]
+                .map(|bytes| bytes / 1024);
+        format!(
+            "flow control: {}, {regular} KiB regular, {elastic} KiB elastic at {pace} KiB/s\n{pools}",
+            self.mode
+        )
     }
 }
 
@@ -102,6 +109,7 @@ pub(super) fn example() -> (FlowControl, serde_json::Value) {
         elastic_limit_bytes: 8 << 20,
         forced_limit_bytes: 32 << 20,
         unaccounted_bytes: 0,
+        elastic_bytes_per_second: 4 << 20,
         stores: vec![FlowPools {
             store: 2,
             eval_regular_bytes: 100,
@@ -117,6 +125,7 @@ pub(super) fn example() -> (FlowControl, serde_json::Value) {
     let json = serde_json::json!({
         "mode": "all", "regular_limit_bytes": 16_777_216, "elastic_limit_bytes": 8_388_608,
         "forced_limit_bytes": 33_554_432, "unaccounted_bytes": 0,
+        "elastic_bytes_per_second": 4_194_304,
         "stores": [{
             "store": "0000000000000002", "eval_regular_bytes": 100, "eval_elastic_bytes": -100,
             "send_regular_bytes": 200, "send_elastic_bytes": -200, "forced_bytes": 3,

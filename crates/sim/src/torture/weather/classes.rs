@@ -11,13 +11,7 @@ pub(crate) async fn run(arguments: &LoadArguments) -> anyhow::Result<bool> {
     let field = Field::start(&arguments.cluster, &["--flow-control", "all"], arguments.groups).await?;
     let leaders = field.settled().await?;
     let keyspaces = field.led_by(&leaders, &(0..STORES).collect::<Vec<_>>())?;
-    let mut plan = Plan {
-        addresses: field.cluster.clients(),
-        keyspaces,
-        value_bytes: arguments.value_size,
-        elastic: false,
-        rate: None,
-    };
+    let mut plan = Plan { addresses: field.cluster.clients(), keyspaces, ..arguments.plan() };
     let rate = arguments.offered(&plan).await?;
     let length = Duration::from_secs(arguments.seconds);
     plan.rate = Some(rate);

@@ -24,6 +24,11 @@ const B: StoreId = StoreId(0xb);
 const EVERY: Duration = Duration::from_millis(10);
 /// Beyond the round trip.
 const DELAY_MAX: Duration = Duration::from_millis(25);
+/// A group of small entries on the log lane, beside those that fill it.
+const SMALL: GroupId = GroupId(100);
+/// What of a giant's time on the wire a small entry of another group may take: it waits for what is on the way to the peer, and
+/// for its turn.
+const SMALL_PART_MAX: f64 = 0.2;
 
 /// What fills the log lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,20 +54,28 @@ struct Host {
     /// When each heartbeat left, by its round.
     sent: Arc<Mutex<Vec<Instant>>>,
     delays: Arc<Mutex<Vec<Duration>>>,
+    /// Of small entries, whose appends have the rounds as indexes.
+    small_delays: Mutex<Vec<Duration>>,
     log_bytes: AtomicU64,
+}
+
+impl Host {
+    fn note(&self, round: u64, delays: &Mutex<Vec<Duration>>) {
+        let now = Instant::now();
+        let sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = sent.get(round as usize) {
+            delays.lock().unwrap_or_else(PoisonError::into_inner).push(now - *at);
+        }
+    }
 }
 
 impl Inbound for Host {
     fn receive(&self, _: StoreId, messages: Vec<(GroupId, Message)>, _: ReceivePermit) {
-        let now = Instant::now();
-        for (_, message) in messages {
+        for (group, message) in messages {
             match message.body {
-                Body::Heartbeat(heartbeat) => {
-                    let sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
-                    if let Some(at) = sent.get(heartbeat.round as usize) {
-                        let delay = now - *at;
-                        self.delays.lock().unwrap_or_else(PoisonError::into_inner).push(delay);
-                    }
+                Body::Heartbeat(heartbeat) => self.note(heartbeat.round, &self.delays),
+                Body::AppendEntries(append) if group == SMALL => {
+                    self.note(append.prev_log_index.0, &self.small_delays);
                 }
                 Body::AppendEntries(AppendEntries { entries: Carried::Inline(entries), .. }) => {
                     let bytes: u64 = entries.iter().map(Entry::size_bytes).sum();
@@ -84,10 +97,18 @@ impl Inbound for Host {
 }
 
 impl EntrySource for Host {
-    fn entries(&self, _: GroupId, prev: LogIndex, last: LogIndex, term: Term, _: u64) -> Option<Vec<Entry>> {
+    fn entries(
+        &self,
+        group: GroupId,
+        prev: LogIndex,
+        last: LogIndex,
+        term: Term,
+        _: u64,
+    ) -> Option<Vec<Entry>> {
         // One at a time, as a log with entries of this size would give.
         let index = prev.next();
-        let payload = Payload::Command(self.command.clone());
+        let command = if group == SMALL { self.command.slice(..100) } else { self.command.clone() };
+        let payload = Payload::Command(command);
         (index <= last).then(|| vec![Entry { index, term, id: EntryId(u128::from(index.0)), payload }])
     }
 }
@@ -103,6 +124,7 @@ async fn end(store: StoreId, entries: Entries) -> anyhow::Result<End> {
         command: vec![7; entries.bytes()].into(),
         sent: Arc::default(),
         delays: Arc::default(),
+        small_delays: Mutex::default(),
         log_bytes: AtomicU64::new(0),
     });
     let mut config = TransportConfig::new(1, store, "weather");
@@ -120,6 +142,16 @@ async fn end(store: StoreId, entries: Entries) -> anyhow::Result<End> {
     Ok(End { transport, host, proxy })
 }
 
+/// Stands for one entry of a group's log.
+fn append(prev: u64) -> Message {
+    message(Body::AppendEntries(AppendEntries {
+        prev_log_index: LogIndex(prev),
+        prev_log_term: Term(1),
+        leader_commit: LogIndex(prev),
+        entries: Carried::Interval { last: LogIndex(prev + 1), last_term: Term(1) },
+    }))
+}
+
 fn message(body: Body) -> Message {
     let replica = |store| ReplicaId { store, number: 1 };
     Message { from: replica(A), to: replica(B), term: Term(1), doubt: None, body }
@@ -133,19 +165,14 @@ async fn beat(a: &End, b: &End, length: Duration, full: bool) -> anyhow::Result<
     let mut ticks = tokio::time::interval(EVERY);
     let first = b.host.sent.lock().unwrap_or_else(PoisonError::into_inner).len();
     b.host.delays.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    b.host.small_delays.lock().unwrap_or_else(PoisonError::into_inner).clear();
     while start.elapsed() < length {
         ticks.tick().await;
         let waiting = a.transport.links().into_iter().find(log).map_or(0, |link| link.queued_messages);
         if full && waiting < 64 {
             let appends = (0..64).map(|_| {
                 next += 1;
-                let append = AppendEntries {
-                    prev_log_index: LogIndex(next),
-                    prev_log_term: Term(1),
-                    leader_commit: LogIndex(next),
-                    entries: Carried::Interval { last: LogIndex(next + 1), last_term: Term(1) },
-                };
-                (GroupId(1 + next % 20), message(Body::AppendEntries(append)))
+                (GroupId(1 + next % 20), append(next))
             });
             a.transport.send_all(B, appends);
         }
@@ -156,6 +183,9 @@ async fn beat(a: &End, b: &End, length: Duration, full: bool) -> anyhow::Result<
         };
         let heartbeat = Heartbeat { leader_commit: LogIndex(1), round, quiesce: false };
         a.transport.send(B, GroupId(9), message(Body::Heartbeat(heartbeat)));
+        if round % 10 == 0 {
+            a.transport.send(B, SMALL, append(round));
+        }
     }
     let sent = b.host.sent.lock().unwrap_or_else(PoisonError::into_inner).len() - first;
     let patience = Instant::now() + Duration::from_secs(10);
@@ -209,10 +239,26 @@ pub(crate) async fn run(arguments: &ControlArguments, entries: Entries) -> anyho
         ms(at(&full, 1.0)),
         full.len()
     );
+    let mut small = b.host.small_delays.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    small.sort_unstable();
+    if !small.is_empty() {
+        println!(
+            "small entries beside them: p50 {:.2} ms, p99 {:.2} ms; {} arrived",
+            ms(at(&small, 0.5)),
+            ms(at(&small, 0.99)),
+            small.len()
+        );
+    }
     let mut verdict = Verdict::default();
     let round_trip = at(&idle, 0.5) * 2;
     verdict.at_least("part of the link in use", used, 0.5);
     verdict.at_most("p99 of a heartbeat's delay, ms", ms(at(&full, 0.99)), ms(round_trip + DELAY_MAX));
+    if entries == Entries::Giant {
+        let p99 = if small.is_empty() { length } else { at(&small, 0.99) };
+        let giant = entries.bytes() as f64 / arguments.rate as f64;
+        let part = p99.as_secs_f64() / giant;
+        verdict.at_most("p99 of a small entry's delay, as a part of a giant's time", part, SMALL_PART_MAX);
+    }
     let links = a.transport.links().into_iter().chain(b.transport.links());
     let lost: u64 = links.map(|link| link.disconnections).sum();
     verdict.at_most("connections lost, of both lanes", lost as f64, 0.0);

@@ -27,6 +27,8 @@ pub(crate) struct Plan {
     pub(crate) elastic: bool,
     /// Writes a second; `None`: as many as are answered.
     pub(crate) rate: Option<f64>,
+    /// Keys of each keyspace that are written to, in turn.
+    pub(crate) keys: u64,
 }
 
 /// What became of the writes that were due in one stretch of time.
@@ -36,6 +38,8 @@ pub(crate) struct Figures {
     /// From the time when a write was due to its answer, in order.
     pub(crate) latencies: Vec<Duration>,
     pub(crate) failed: u64,
+    /// How many of them each keyspace answered, in the order of the plan.
+    pub(crate) answers: Vec<u64>,
 }
 
 impl Figures {
@@ -46,6 +50,10 @@ impl Figures {
             whole.seconds += part.seconds;
             whole.failed += part.failed;
             whole.latencies.extend(part.latencies);
+            whole.answers.resize(whole.answers.len().max(part.answers.len()), 0);
+            for (all, some) in whole.answers.iter_mut().zip(part.answers) {
+                *all += some;
+            }
         }
         whole.latencies.sort_unstable();
         whole
@@ -53,6 +61,18 @@ impl Figures {
 
     pub(crate) fn per_second(&self) -> f64 {
         self.latencies.len() as f64 / self.seconds.max(1e-9)
+    }
+
+    /// The latency that this share of the writes keep to, as a multiple of what it was before.
+    pub(crate) fn ratio(&self, share: f64, before: &Self) -> f64 {
+        self.quantile(share).as_secs_f64() / before.quantile(share).as_secs_f64().max(1e-6)
+    }
+
+    /// Jain's index of what the keyspaces got: 1 if each got the same, 1 / n if one of n got everything.
+    pub(crate) fn fairness(&self) -> f64 {
+        let sum: f64 = self.answers.iter().map(|n| *n as f64).sum();
+        let squares: f64 = self.answers.iter().map(|n| (*n as f64).powi(2)).sum();
+        if squares == 0.0 { 0.0 } else { sum * sum / (self.answers.len() as f64 * squares) }
     }
 
     /// The latency that this share of the writes keep to.
@@ -79,7 +99,8 @@ impl std::fmt::Display for Figures {
 
 #[derive(Debug, Default)]
 struct Seen {
-    latencies: Mutex<Vec<Duration>>,
+    /// The keyspace, and how long it took.
+    answers: Mutex<Vec<(usize, Duration)>>,
     failed: AtomicU64,
 }
 
@@ -88,6 +109,7 @@ struct Seen {
 pub(crate) struct Load {
     seen: Arc<Seen>,
     since: Instant,
+    keyspaces: usize,
     stop: Arc<AtomicBool>,
     tasks: JoinSet<()>,
 }
@@ -136,17 +158,21 @@ impl Load {
                 });
             }
         }
-        Ok(Self { seen, since: Instant::now(), stop, tasks })
+        Ok(Self { seen, since: Instant::now(), keyspaces: plan.keyspaces.len(), stop, tasks })
     }
 
     /// What was answered since the last time.
     pub(crate) fn take(&mut self) -> Figures {
         let now = Instant::now();
         let seconds = (now - std::mem::replace(&mut self.since, now)).as_secs_f64();
-        let mut latencies =
-            std::mem::take(&mut *self.seen.latencies.lock().unwrap_or_else(PoisonError::into_inner));
+        let seen = std::mem::take(&mut *self.seen.answers.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut answers = vec![0; self.keyspaces];
+        for (keyspace, _) in &seen {
+            answers[*keyspace] += 1;
+        }
+        let mut latencies: Vec<_> = seen.into_iter().map(|(_, latency)| latency).collect();
         latencies.sort_unstable();
-        Figures { seconds, latencies, failed: self.seen.failed.swap(0, Ordering::Relaxed) }
+        Figures { seconds, latencies, failed: self.seen.failed.swap(0, Ordering::Relaxed), answers }
     }
 
     /// Lets it run for a while and returns what it saw meanwhile.
@@ -154,6 +180,17 @@ impl Load {
         let _ = self.take();
         tokio::time::sleep(length).await;
         self.take()
+    }
+
+    /// The same, told for each second.
+    pub(crate) async fn watch_seconds(&mut self, length: Duration) -> Vec<Figures> {
+        let _ = self.take();
+        let (start, mut seconds) = (Instant::now(), Vec::new());
+        while start.elapsed() < length {
+            tokio::time::sleep_until(start + Duration::from_secs(seconds.len() as u64 + 1)).await;
+            seconds.push(self.take());
+        }
+        seconds
     }
 
     pub(crate) async fn end(mut self) {
@@ -164,9 +201,10 @@ impl Load {
 }
 
 async fn write(mut client: KvClient<Channel>, plan: &Plan, number: u64, due: Instant, seen: &Seen) {
-    let keyspace = &plan.keyspaces[(number % plan.keyspaces.len() as u64) as usize];
+    let at = (number % plan.keyspaces.len() as u64) as usize;
+    let keyspace = &plan.keyspaces[at];
     let put = PutRequest {
-        key: format!("key{}", number % 1000).into_bytes().into(),
+        key: format!("key{}", number / plan.keyspaces.len() as u64 % plan.keys).into_bytes().into(),
         value: vec![b'x'; plan.value_bytes].into(),
         ..PutRequest::default()
     };
@@ -178,7 +216,9 @@ async fn write(mut client: KvClient<Channel>, plan: &Plan, number: u64, due: Ins
         }
     }
     match tokio::time::timeout(PATIENCE, client.put(request)).await {
-        Ok(Ok(_)) => seen.latencies.lock().unwrap_or_else(PoisonError::into_inner).push(due.elapsed()),
+        Ok(Ok(_)) => {
+            seen.answers.lock().unwrap_or_else(PoisonError::into_inner).push((at, due.elapsed()));
+        }
         Ok(Err(_)) | Err(_) => {
             seen.failed.fetch_add(1, Ordering::Relaxed);
         }

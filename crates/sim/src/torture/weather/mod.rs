@@ -1,20 +1,29 @@
 //! Bad weather between real stores on loopback, and what it costs those that have nothing to do with it: ratios and bounds of
 //! one run, and exit code 1 where a bound is missed. To be run on a machine that does nothing else.
 
+mod apart;
 mod classes;
 mod control;
-mod field;
-mod load;
+pub(crate) mod field;
+mod hung;
+pub(crate) mod load;
+mod memory;
 mod overhead;
 mod proxy;
+mod quorum;
+mod restart;
 mod slow;
+mod storm;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
 use super::args::ClusterArguments;
 use load::{Load, Plan};
+
+const MIB: f64 = (1 << 20) as f64;
 
 /// Which test. The numbers are those of the flow control notes.
 #[derive(Debug, Args)]
@@ -31,6 +40,16 @@ enum Test {
     Control(ControlArguments),
     /// T3: the same while giant entries cross the link.
     GiantEntries(ControlArguments),
+    /// T5: a store comes back to a large backlog in many groups.
+    Restart(LoadArguments),
+    /// T7: both followers take less than is offered.
+    SlowQuorum(LoadArguments),
+    /// T10: one follower lags in many groups, and the other one goes.
+    ForceFlush(LoadArguments),
+    /// T18: the disk of a store that leads hangs; needs root.
+    HungDisk(LoadArguments),
+    /// T17: two stores cannot reach each other, and both reach the third.
+    Apart(LoadArguments),
     /// T8: a flood of elastic work beside regular work.
     Classes(LoadArguments),
     /// What flow control costs while all is well.
@@ -54,12 +73,33 @@ pub(crate) struct LoadArguments {
     /// Which part of the most that the cluster can do is offered, where a fixed rate is.
     #[arg(long, default_value_t = 0.5)]
     share: f64,
-    /// How often the modes are measured in turn (overhead only).
+    /// How often the modes are measured in turn, there and back (overhead only).
     #[arg(long, default_value_t = 3)]
     rounds: u64,
+    /// How long load runs before anything is measured.
+    #[arg(long, default_value_t = 10)]
+    warm_up: u64,
+    /// What is written while the store is away (restart only).
+    #[arg(long, default_value_t = 1024)]
+    backlog_mib: u64,
+    /// Keys of each keyspace that are written to.
+    #[arg(long, default_value_t = 1000)]
+    keys: u64,
 }
 
 impl LoadArguments {
+    /// Regular writes as fast as they are answered, to nobody yet.
+    fn plan(&self) -> Plan {
+        Plan {
+            addresses: Vec::new(),
+            keyspaces: Arc::default(),
+            value_bytes: self.value_size,
+            elastic: false,
+            rate: None,
+            keys: self.keys.max(1),
+        }
+    }
+
     /// Finds out how much the cluster can do. Returns the rate that is to be offered.
     async fn offered(&self, plan: &Plan) -> anyhow::Result<f64> {
         let mut load = Load::start(&Plan { rate: None, ..plan.clone() }).await?;
@@ -90,11 +130,11 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
-    fn at_most(&mut self, what: &str, measured: f64, bound: f64) {
+    pub(crate) fn at_most(&mut self, what: &str, measured: f64, bound: f64) {
         self.line(what, measured, "at most", bound, measured <= bound);
     }
 
-    fn at_least(&mut self, what: &str, measured: f64, bound: f64) {
+    pub(crate) fn at_least(&mut self, what: &str, measured: f64, bound: f64) {
         self.line(what, measured, "at least", bound, measured >= bound);
     }
 
@@ -103,7 +143,7 @@ impl Verdict {
         self.missed += usize::from(!holds);
     }
 
-    fn holds(&self) -> bool {
+    pub(crate) fn holds(&self) -> bool {
         self.missed == 0
     }
 }
@@ -117,6 +157,11 @@ pub(crate) async fn run(arguments: &WeatherArguments) -> anyhow::Result<bool> {
         Test::SlowFollower(arguments) => slow::run(arguments).await,
         Test::Control(arguments) => control::run(arguments, control::Entries::Usual).await,
         Test::GiantEntries(arguments) => control::run(arguments, control::Entries::Giant).await,
+        Test::Restart(arguments) => restart::run(arguments).await,
+        Test::SlowQuorum(arguments) => quorum::run(arguments).await,
+        Test::ForceFlush(arguments) => storm::run(arguments).await,
+        Test::HungDisk(arguments) => hung::run(arguments).await,
+        Test::Apart(arguments) => apart::run(arguments).await,
         Test::Classes(arguments) => classes::run(arguments).await,
         Test::Overhead(arguments) => overhead::run(arguments).await,
     }

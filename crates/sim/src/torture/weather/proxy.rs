@@ -1,9 +1,10 @@
 //! A proxy in front of a store, whose rate can be changed: all connections through it share so many bytes a second each way.
+//! Several proxies can share one wire; each can be cut by itself.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -63,48 +64,16 @@ impl Direction {
     }
 }
 
-/// A proxy to one address.
-#[derive(Debug)]
-pub(crate) struct Proxy {
-    pub(crate) address: SocketAddr,
+/// What the connections of some proxies share, each way.
+#[derive(Clone, Debug)]
+pub(crate) struct Wire {
     towards: Arc<Direction>,
     back: Arc<Direction>,
-    task: tokio::task::JoinHandle<()>,
 }
 
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl Proxy {
-    /// Listens on a free port, and connects to `target` for each connection.
-    pub(crate) async fn to(target: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let address = listener.local_addr()?;
-        let (towards, back) = (Direction::new(), Direction::new());
-        let directions = (Arc::clone(&towards), Arc::clone(&back));
-        let task = tokio::spawn(async move {
-            let mut connections = tokio::task::JoinSet::new();
-            while let Ok((near, _)) = listener.accept().await {
-                let (towards, back) = (Arc::clone(&directions.0), Arc::clone(&directions.1));
-                connections.spawn(async move {
-                    let Ok(far) = dial(target).await else { return };
-                    if near.set_nodelay(true).is_err() {
-                        return;
-                    }
-                    let (near_read, near_write) = near.into_split();
-                    let (far_read, far_write) = far.into_split();
-                    tokio::select! {
-                        () = carry(near_read, far_write, &towards) => {}
-                        () = carry(far_read, near_write, &back) => {}
-                    }
-                });
-                while connections.try_join_next().is_some() {}
-            }
-        });
-        Ok(Self { address, towards, back, task })
+impl Wire {
+    pub(crate) fn new() -> Self {
+        Self { towards: Direction::new(), back: Direction::new() }
     }
 
     /// Bytes a second each way; 0: nothing passes, and nothing is lost.
@@ -119,6 +88,72 @@ impl Proxy {
     }
 }
 
+/// A proxy to one address.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
+    pub(crate) wire: Wire,
+    /// Nothing passes here, whatever the wire carries.
+    cut: Arc<AtomicBool>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Proxy {
+    /// Listens on a free port, and connects to `target` for each connection.
+    pub(crate) async fn to(target: SocketAddr) -> io::Result<Self> {
+        Self::over(Wire::new(), target).await
+    }
+
+    /// The same, over a wire that others may use as well.
+    pub(crate) async fn over(wire: Wire, target: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let cut = Arc::new(AtomicBool::new(false));
+        let (shared, is_cut) = (wire.clone(), Arc::clone(&cut));
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((near, _)) = listener.accept().await {
+                let (wire, cut) = (shared.clone(), Arc::clone(&is_cut));
+                connections.spawn(async move {
+                    let Ok(far) = dial(target).await else { return };
+                    if near.set_nodelay(true).is_err() {
+                        return;
+                    }
+                    let (near_read, near_write) = near.into_split();
+                    let (far_read, far_write) = far.into_split();
+                    tokio::select! {
+                        () = carry(near_read, far_write, &wire.towards, &cut) => {}
+                        () = carry(far_read, near_write, &wire.back, &cut) => {}
+                    }
+                });
+                while connections.try_join_next().is_some() {}
+            }
+        });
+        Ok(Self { address, wire, cut, task })
+    }
+
+    /// See [`Wire::set_rate`].
+    pub(crate) fn set_rate(&self, bytes_per_second: u64) {
+        self.wire.set_rate(bytes_per_second);
+    }
+
+    /// See [`Wire::carried`].
+    pub(crate) fn carried(&self) -> u64 {
+        self.wire.carried()
+    }
+
+    /// Whether what comes in here stays here until it is whole again, as packets do that are sent again and again.
+    pub(crate) fn set_cut(&self, cut: bool) {
+        self.cut.store(cut, Ordering::Relaxed);
+    }
+}
+
 /// With a small send buffer: what a wire has not taken yet should wait at the sender, not in this process.
 async fn dial(target: SocketAddr) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
@@ -128,9 +163,12 @@ async fn dial(target: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, direction: &Direction) {
+async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, direction: &Direction, cut: &AtomicBool) {
     let mut buffer = vec![0; PIECE_BYTES];
     while let Ok(n @ 1..) = from.read(&mut buffer).await {
+        while cut.load(Ordering::Relaxed) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
         direction.pass(n).await;
         if to.write_all(&buffer[..n]).await.is_err() {
             return;
