@@ -118,13 +118,13 @@ impl Stage {
     }
 
     /// Nobody dies any more; somebody has.
-    fn disarm(&mut self) {
-        let point = self.point.take().expect("armed");
-        assert!(self.deaths > 0, "nobody came by {point}");
-        for i in &self.wanted {
-            // One that dies in this moment is started again by the next wait.
-            let _ = self.try_at(*i, &["failure-test", "clear"]);
+    async fn disarm(&mut self) {
+        assert!(self.deaths > 0, "nobody came by {:?}", self.point);
+        // Some may have yet to come by. Whoever dies before it is told is started again, and then nothing is to happen there.
+        for i in self.wanted.clone() {
+            self.until("it is told", |stage| stage.try_at(i, &["failure-test", "clear"]).is_ok()).await;
         }
+        self.point = None;
     }
 
     /// Starts again whoever died at the point.
@@ -215,7 +215,7 @@ impl Stage {
         self.until("it has joined", |stage| stage.is_at_rest(&members)).await;
         self.until("default is on all", |stage| stage.is_replicated(4) && stage.is_at_rest(&members)).await;
         self.until("all run", |stage| members.iter().all(|i| stage.cluster.runs(*i))).await;
-        self.disarm();
+        self.disarm().await;
         i
     }
 
@@ -242,7 +242,7 @@ impl Stage {
         self.until("it is gone", |stage| !stage.wanted.contains(&i) && stage.is_at_rest(&stay)).await;
         self.going = None;
         self.until("all run", |stage| stay.iter().all(|i| stage.cluster.runs(*i))).await;
-        self.disarm();
+        self.disarm().await;
         self.cluster.spawn_prepared(i);
         assert_eq!(self.cluster.wait_exit(i), Some(2), "it never comes back: {}", self.cluster.log(i));
     }
@@ -347,7 +347,7 @@ async fn who_makes_or_deletes_a_group_dies_at_each_step() {
             // Each store opens its replica, sooner or later.
             stage.until("somebody has died", |stage| stage.deaths > 0).await;
             stage.until("it is led", |stage| stage.try_any(&["take-leadership", &name]).is_ok()).await;
-            stage.disarm();
+            stage.disarm().await;
         } else {
             stage.arm(point).await;
         }
@@ -360,7 +360,7 @@ async fn who_makes_or_deletes_a_group_dies_at_each_step() {
         if !creates {
             stage.until("somebody has died", |stage| stage.deaths > 0).await;
             stage.until("all run", |stage| (0..3).all(|i| stage.try_at(i, &["sid"]).is_ok())).await;
-            stage.disarm();
+            stage.disarm().await;
         }
     }
     // Destroying a replica takes a moment on each store; a new group in its place is not reached before.
@@ -424,7 +424,7 @@ async fn who_makes_a_place_by_the_calls_of_etcd_dies_at_each_step() {
         let members = stage.wanted.clone();
         stage.until("it is one of them", |stage| stage.is_at_rest(&members)).await;
         stage.until("default is on all", |stage| stage.is_replicated(4) && stage.is_at_rest(&members)).await;
-        stage.disarm();
+        stage.disarm().await;
         stage.go(i, &["kick", &name, "--detach"], 2, DriverStep::KickStore.after()).await;
     }
     stage.end(&[0, 1]).await;
@@ -479,7 +479,7 @@ async fn a_store_that_dies_while_it_tells_its_new_address_is_found_there() {
                 rows(&list, "stores").iter().any(|s| s["address"] == *port)
             })
             .await;
-        stage.disarm();
+        stage.disarm().await;
         stage.deaths = 0;
     }
     stage.end(&[0, 1]).await;
