@@ -25,10 +25,16 @@ use pontoon_raft_core::types::*;
 use pontoon_storage::{Batch, GroupWrite, LogStore, Options, StoreFailed};
 use tempfile::TempDir;
 
+/// The allocator that the server has, too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const PAYLOAD: usize = 256;
 const GROUPS: u64 = 100;
 /// Durable appends in each turn.
 const APPENDS: usize = 120;
+/// Rounds of each log before the first turn.
+const WARM_UP_ROUNDS: usize = 4000;
 
 /// How many groups, how many entries for each, and how many rounds are under way when one is waited for.
 const CASES: [(&str, Load); 6] = [
@@ -67,6 +73,8 @@ trait Engine {
 struct Log {
     store: LogStore,
     next: Vec<u64>,
+    /// A group's log is compacted after so many entries.
+    live: u64,
     payload: bytes::Bytes,
     batch: Batch,
     under_way: VecDeque<mpsc::Receiver<Result<(), StoreFailed>>>,
@@ -81,6 +89,7 @@ impl Log {
         let mut log = Self {
             store,
             next: vec![1; groups as usize],
+            live: (4096 / groups).max(64),
             payload,
             batch: Batch::default(),
             under_way: VecDeque::new(),
@@ -126,7 +135,7 @@ impl Log {
             group: GroupId(group),
             entries: (first..first + entries).map(entry).collect(),
             commit: Some(LogIndex(first - 1)),
-            compact: (first % 4096 < entries && first > 4096).then_some(snapshot),
+            compact: (first % self.live < entries && first > self.live).then_some(snapshot),
             ..GroupWrite::default()
         }
     }
@@ -270,6 +279,11 @@ fn serve(which: &str, Load { groups, entries, under_way }: Load, round_bytes: us
         "log" => {
             let mut log = Log::open(groups);
             log.warm_up();
+            // The recent batches stay in memory: until as many of this size were there as fit, each takes fresh memory.
+            for _ in 0..WARM_UP_ROUNDS {
+                log.prepare(groups, entries);
+                log.commit(1);
+            }
             Box::new(log)
         }
         "limit" => Box::new(Limit::new(round_bytes)),
@@ -423,8 +437,15 @@ fn reopen_and_compact() {
         store.close();
     }
     let (store, _) = LogStore::open(dir.path(), Options::default()).expect("it was closed in order");
-    let mut log =
-        Log { store, next: vec![], payload, batch: Batch::default(), under_way: VecDeque::new(), dir };
+    let mut log = Log {
+        store,
+        next: vec![],
+        live: 0,
+        payload,
+        batch: Batch::default(),
+        under_way: VecDeque::new(),
+        dir,
+    };
     let snapshot = SnapshotMeta { index: LogIndex(ENTRIES / 2), term: Term(1), ..SnapshotMeta::default() };
     log.batch = Batch { groups: vec![GroupWrite { compact: Some(snapshot), ..GroupWrite::default() }] };
     let began = Instant::now();
@@ -441,7 +462,7 @@ fn reopen_and_compact() {
 fn idle_groups() {
     const IDLE: u64 = 10_000;
     const BUSY: u64 = 1_000_000;
-    let mut log = Log::open(IDLE + 1);
+    let mut log = Log { live: 4096, ..Log::open(IDLE + 1) };
     let mut limit = Limit::new(64 * (PAYLOAD + 33));
     log.prepare(IDLE + 1, 3);
     log.commit(1);

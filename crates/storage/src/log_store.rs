@@ -410,14 +410,17 @@ struct Encoded {
 
 impl Encoded {
     fn of(batch: &Batch) -> Self {
-        let mut slots = Vec::with_capacity(batch.groups.iter().map(|write| write.entries.len()).sum());
-        let mut broken = batch.groups.iter().find_map(gap_within);
+        let mut slots = Vec::with_capacity(batch.groups.len());
+        let mut broken = None;
         // The bytes stay in memory for readers, so there shall be no more of them than needed; and memory that was used
         // just before is written much faster than what they get.
         let bytes = SCRATCH.with_borrow_mut(|scratch| {
             scratch.clear();
             codec::encode_batch_begin(scratch);
             for write in &batch.groups {
+                if broken.is_none() {
+                    broken = gap_within(write);
+                }
                 codec::encode_group(scratch, &mut slots, write);
             }
             let bytes = Bytes::copy_from_slice(scratch);
