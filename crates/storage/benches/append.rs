@@ -493,7 +493,7 @@ fn idle_groups() {
         percentile(&bare, 100) / 1e3,
         percentile(&ours, 50),
         percentile(&ours, 99),
-        options.live_segments_max + 1,
+        options.live_segments_max + 2,
         stats.checkpoints,
         stats.checkpoint_entries,
         log.store.index_bytes() / (IDLE + 1),

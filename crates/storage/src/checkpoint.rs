@@ -25,6 +25,8 @@ mod rewrite;
 const CHUNK_BYTES: usize = 256 << 10;
 /// How many keys are removed at a time: their old values are looked at, so it is about as much work as a piece of copies.
 const CHUNK_KEYS: usize = 1024;
+/// So many times as quick a checkpoint goes for each segment that the journal has grown past its bound.
+const HURRY: u32 = 4;
 /// How often a checkpoint that has no room on the disk is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -111,7 +113,12 @@ struct Checkpoint<'a> {
 }
 
 /// When the next piece may be written.
-struct Pace(Instant);
+struct Pace {
+    /// The last one was.
+    since: Instant,
+    /// How long the work rests after it, while the journal is within its bound.
+    rest: Duration,
+}
 
 impl<'a> Checkpoint<'a> {
     fn new(shared: &'a Shared, oldest: Oldest) -> Self {
@@ -123,7 +130,7 @@ impl<'a> Checkpoint<'a> {
             as_of: 0,
             moved: Vec::new(),
             wrote: false,
-            pace: Pace(Instant::now()),
+            pace: Pace::new(),
         }
     }
 
@@ -389,24 +396,30 @@ fn put_meta(changes: &mut Changes, id: GroupId, group: &mut GroupIndex, as_of: u
 }
 
 impl Pace {
-    /// Waits so long that background work stays within its pace, unless the journal has grown far past its bound.
+    fn new() -> Self {
+        Self { since: Instant::now(), rest: Duration::ZERO }
+    }
+
+    /// Waits so long that background work stays within its pace, which is the quicker the further the journal has grown past
+    /// its bound meanwhile.
     fn keep(&mut self, shared: &Shared, bytes: usize) -> Result<(), Stopped> {
         let options = &shared.options;
-        let mut state = shared.lock();
-        while state.segments.len() < 2 * options.live_segments_max {
+        loop {
+            let state = shared.lock();
             if state.stopping || state.failed.is_some() {
                 return Err(Stopped);
             }
-            let left = self.0.saturating_duration_since(Instant::now());
+            let late = state.segments.len().saturating_sub(options.live_segments_max + 1);
+            drop(state);
+            let rest = self.rest / HURRY.saturating_pow(late as u32);
+            let left = rest.saturating_sub(self.since.elapsed());
             if left.is_zero() {
                 break;
             }
-            drop(state);
             thread::sleep(left.min(Duration::from_millis(5)));
-            state = shared.lock();
         }
         let seconds = bytes as f64 / options.checkpoint_bytes_per_second as f64;
-        self.0 = Instant::now() + Duration::from_secs_f64(seconds);
+        *self = Self { since: Instant::now(), rest: Duration::from_secs_f64(seconds) };
         Ok(())
     }
 }

@@ -6,8 +6,10 @@
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use crate::config::Options;
 use crate::error::StoreFailed;
 use crate::journal::blocks::{BLOCK, Blocks};
 use crate::journal::record::{self, HEAD_BYTES, Head};
@@ -17,6 +19,9 @@ use crate::stats::Counters;
 
 /// The memory that is kept from one round to the next; usual rounds are smaller, see `Options::round_bytes_max`.
 const BUFFER_BYTES_MAX: usize = 16 << 20;
+
+/// A round is held back so long at most: nobody shall notice more than that it takes a little longer.
+const HELD_BACK_MAX: Duration = Duration::from_millis(20);
 
 /// The writer thread: runs until the store is closed and everything submitted is answered.
 pub(crate) fn run(shared: &Shared, committer: &Mutex<Committer>) {
@@ -60,6 +65,16 @@ pub(crate) fn commit(committer: &Mutex<Committer>, round: &[Pending]) -> Result<
     committer.lock().unwrap_or_else(PoisonError::into_inner).commit(round)
 }
 
+/// How long a round is held back because checkpoints are late. The journal would grow without end under a load that outruns
+/// them for long, so from two segments beyond its bound on, rounds come at the checkpoints' pace, and at a quarter of it
+/// with each further segment.
+fn held_back(options: &Options, live_segments: usize, round: &[Pending]) -> Option<Duration> {
+    let late = live_segments.checked_sub(options.live_segments_max + 2)?;
+    let bytes: usize = round.iter().map(|pending| pending.bytes.len()).sum();
+    let pace = options.checkpoint_bytes_per_second as f64 / 4f64.powi(late.min(8) as i32);
+    Some(Duration::from_secs_f64(bytes as f64 / pace).min(HELD_BACK_MAX))
+}
+
 /// What only the thread needs that writes.
 #[derive(Debug)]
 pub(crate) struct Committer {
@@ -83,8 +98,15 @@ impl Committer {
 
     fn commit(&mut self, round: &[Pending]) -> Result<(), StoreFailed> {
         let shared = Arc::clone(&self.shared);
+        let (failed, live) = {
+            let state = shared.lock();
+            (state.failed.clone(), state.segments.len())
+        };
+        // Before the round begins by the clock: it is not the disk that is slow.
+        if let Some(rest) = held_back(&shared.options, live, round) {
+            thread::sleep(rest);
+        }
         shared.counters.round_began.store(shared.micros() + 1, Relaxed);
-        let failed = shared.lock().failed.clone();
         let outcome = failed.map_or_else(|| self.write(round), Err);
         shared.counters.round_began.store(0, Relaxed);
         let mut state = shared.lock();

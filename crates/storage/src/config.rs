@@ -22,7 +22,9 @@ pub struct Options {
     /// How large sled's file may be, in bytes, beyond eight times what is in it, before it is written anew; 64 MiB. Too
     /// small, and it is written anew often; too large, and a disk holds that much of nothing.
     pub cold_slack_bytes: u64,
-    /// The pace of background checkpoints, in bytes a second; 32 MiB. Ignored while the journal is at twice its bound.
+    /// The pace of background checkpoints, in bytes a second; 32 MiB. Four times as quick for each segment that has filled
+    /// while one was under way, beyond the first; from the second on, rounds are held back to this pace, and to a quarter of
+    /// it for each further one: the journal keeps to its bound under any load.
     pub checkpoint_bytes_per_second: u64,
     /// The room that stays free on the file system, in bytes; 64 MiB. With less than this (and a segment) left, the
     /// store makes no new segment and reports it ([`LogStore::space`](crate::LogStore::space)), while what is there goes

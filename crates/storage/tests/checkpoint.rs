@@ -100,6 +100,35 @@ fn a_long_log_that_was_compacted_opens_again_at_any_time() {
     assert!(entries > 10_000, "most of it went through sled: {entries}");
 }
 
+/// Nothing is ever compacted, and more is written than checkpoints are to move: rounds are held back, and the journal keeps to
+/// its bound. (It grew as long as the load lasted.)
+#[test]
+fn who_writes_more_than_checkpoints_move_is_held_back_and_the_journal_stays_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = Options::default();
+    options.segment_bytes = 256 << 10;
+    options.live_segments_max = 2;
+    options.checkpoint_bytes_per_second = 8 << 20;
+    let bound = options.live_segments_max as u64 + 2;
+    let (store, _) = LogStore::open(dir.path(), options).unwrap();
+    put(&store, vec![create(1)]).unwrap();
+    let (mut most, mut beyond) = (0, 0);
+    // 16 MiB, which are 64 segments.
+    for n in 0..4096 {
+        put(&store, vec![append(1, n * 4 + 1, 4, 1, 1024)]).unwrap();
+        let live = store.stats().live_segments;
+        most = most.max(live);
+        beyond += u64::from(live > bound);
+    }
+    assert!(
+        most >= bound,
+        "it was not written to fast enough to show anything: at most {most} live segments"
+    );
+    // A checkpoint may be held up by the disk: then rounds are held back further, not at once.
+    assert!(most <= 3 * bound, "at most {most} live segments, {beyond} times beyond {bound}");
+    assert_eq!(all_entries(&store, 1).len(), 4 * 4096);
+}
+
 /// `PONTOON_SPACE_ENTRIES=100000 cargo test --release` makes it a million in all.
 #[test]
 fn ten_times_append_and_compact_stays_bounded_on_disk() {

@@ -81,7 +81,7 @@ fn rewrite(shared: &Shared, generation: u64) -> Result<(), Failure> {
 /// Copies everything, and checks on the way that it is what it should be: damage must not be carried over.
 fn copy(shared: &Shared, new: &dyn Cold) -> Result<Contents, Failure> {
     let old = shared.cold.current();
-    let mut pace = Pace(Instant::now());
+    let mut pace = Pace::new();
     let mut contents = Contents::default();
     let mut after = Vec::new();
     loop {
