@@ -113,9 +113,9 @@ fn who_writes_more_than_checkpoints_move_is_held_back_and_the_journal_stays_boun
     let (store, _) = LogStore::open(dir.path(), options).unwrap();
     put(&store, vec![create(1)]).unwrap();
     let (mut most, mut beyond) = (0, 0);
-    // 16 MiB, which are 64 segments.
-    for n in 0..4096 {
-        put(&store, vec![append(1, n * 4 + 1, 4, 1, 1024)]).unwrap();
+    // 24 MiB, which are 96 segments.
+    for n in 0..384 {
+        put(&store, vec![append(1, n * 64 + 1, 64, 1, 1024)]).unwrap();
         let live = store.stats().live_segments;
         most = most.max(live);
         beyond += u64::from(live > bound);
@@ -126,7 +126,7 @@ fn who_writes_more_than_checkpoints_move_is_held_back_and_the_journal_stays_boun
     );
     // A checkpoint may be held up by the disk: then rounds are held back further, not at once.
     assert!(most <= 3 * bound, "at most {most} live segments, {beyond} times beyond {bound}");
-    assert_eq!(all_entries(&store, 1).len(), 4 * 4096);
+    assert_eq!(all_entries(&store, 1).len(), 64 * 384);
 }
 
 /// `PONTOON_SPACE_ENTRIES=100000 cargo test --release` makes it a million in all.
