@@ -28,6 +28,7 @@ pub(crate) use item::{Batch, Content, Counters, Events, Held, Helping, Item, Roo
 use large::Larges;
 pub(crate) use large::{LARGE_MAX, Large, PIECE_BYTES};
 use losses::Losses;
+pub(crate) use waiting::KEEP_CAPACITY;
 use waiting::Waiting;
 
 /// With less than this in flight the peer may see no reason to acknowledge what it has read (it does at each 64 KiB), so
