@@ -1,5 +1,5 @@
-//! T14: one group is written to as fast as the cluster can, with large values, beside many others that have little. It is held
-//! up by tokens and credits; the others should hardly notice, and nothing of them may be dropped.
+//! T14: one group is written to ten times as often as each of the others, with large values. What is too much is held up by
+//! tokens and credits; the others should hardly notice, and nothing of them may be dropped.
 
 use std::time::Duration;
 
@@ -9,7 +9,9 @@ use super::load::{Load, Plan};
 use super::{LoadArguments, Verdict};
 
 /// The hot group's values, as a multiple of the others'.
-const HOT_VALUES: usize = 64;
+const HOT_VALUES: usize = 16;
+/// How often it is written to, as a multiple of the others.
+const HOT_WRITES: f64 = 10.0;
 
 pub(crate) async fn run(arguments: &LoadArguments) -> anyhow::Result<bool> {
     let field = Field::start(&arguments.cluster, &["--flow-control", "all"], arguments.groups).await?;
@@ -17,7 +19,8 @@ pub(crate) async fn run(arguments: &LoadArguments) -> anyhow::Result<bool> {
     let all = field.led_by(&leaders, &(0..STORES).collect::<Vec<_>>())?;
     let (hot, others) = all.split_first().expect("the list is not empty");
     let mut plan = Plan { addresses: field.cluster.clients(), keyspaces: others.into(), ..arguments.plan() };
-    plan.rate = Some(arguments.offered(&plan).await?);
+    let offered = arguments.offered(&plan).await?;
+    plan.rate = Some(offered);
     let length = Duration::from_secs(arguments.seconds);
     let mut load = Load::start(&plan).await?;
     let _ = load.watch(Duration::from_secs(arguments.warm_up)).await;
@@ -27,7 +30,7 @@ pub(crate) async fn run(arguments: &LoadArguments) -> anyhow::Result<bool> {
     let flood = Plan {
         keyspaces: [hot.clone()].into(),
         value_bytes: arguments.value_size * HOT_VALUES,
-        rate: None,
+        rate: Some(HOT_WRITES * offered / others.len().max(1) as f64),
         ..plan.clone()
     };
     let mut flood = Load::start(&flood).await?;
