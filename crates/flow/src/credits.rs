@@ -36,7 +36,7 @@ struct Window {
     granted: u64,
     /// What it was made last.
     size: u64,
-    /// Its sender has used most of it.
+    /// Its sender has used most of it, or ran out before it heard of more.
     pressed: bool,
     /// The offset that its sender cannot do without; not above `granted`: it has what it needs.
     wanted: u64,
@@ -73,6 +73,9 @@ impl Credits {
     /// The sender's next message ends at this offset of its stream, and it may not go so far. See [`Credits::next_grant`].
     pub fn wants(&mut self, stream: u64, offset: u64) {
         let Some(window) = self.windows.get_mut(&stream) else { return };
+        // Nobody asks who was told of more in time. Where all is processed at once the window is never seen to be used, though
+        // its sender waits for news after each part of it.
+        window.pressed = true;
         // Whoever says more than one message than it has sent does not tell the truth.
         let most = window.received.saturating_add(self.message_bytes.max(self.floor_bytes));
         window.wanted = window.wanted.max(offset.min(most));
@@ -286,6 +289,31 @@ mod tests {
                 assert!(open <= budget, "C1: {open} of {budget}");
             }
         }
+    }
+
+    /// A receiver that processes at once never sees a window in use; but a sender that has to wait for news says so.
+    #[test]
+    fn a_window_grows_to_what_is_on_the_way() {
+        const MESSAGE: u64 = 16 << 10;
+        let mut credits = Credits::new(64 << 20, 256 << 10, 16 << 20);
+        let (busy, mut allowed) = credits.open();
+        let mut sent = 0;
+        for _ in 0..20 {
+            // The news of one round trip come at its end.
+            let mut news = allowed;
+            while allowed - sent >= MESSAGE {
+                assert!(credits.received(busy, MESSAGE));
+                sent += MESSAGE;
+                news = credits.processed(busy, MESSAGE).unwrap_or(news);
+            }
+            credits.wants(busy, sent + MESSAGE);
+            while let Some((_, offset)) = credits.next_grant() {
+                news = offset;
+            }
+            allowed = news;
+            assert!(credits.committed_bytes() <= credits.budget_bytes());
+        }
+        assert!(allowed - sent >= 4 << 20, "it has grown: {}", allowed - sent);
     }
 
     #[test]

@@ -21,10 +21,10 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::codec::{Incoming, LaneCodec};
 use crate::credit_book::Account;
 use crate::dial::{CONNECTION_WINDOW_BYTES, PROTOCOL_VERSION, STREAM_WINDOW_BYTES};
 use crate::error::Unwelcome;
+use crate::frames::{AcceptCodec, Frames};
 use crate::identity::Claim;
 use crate::lane::Challenge;
 use crate::log_limit::LogLimit;
@@ -459,7 +459,7 @@ impl NamedService for PeerService {
     const NAME: &'static str = SERVICE_NAME;
 }
 
-/// The generated service decodes with prost alone; the lanes need the gate's codec, so that call is taken out here.
+/// The generated service decodes with prost alone; the frames of lanes go through the gate, so that call is taken out here.
 impl Service<http::Request<Body>> for PeerService {
     type Response = http::Response<Body>;
     type Error = Infallible;
@@ -475,25 +475,32 @@ impl Service<http::Request<Body>> for PeerService {
         }
         let shared = Arc::clone(&self.shared);
         Box::pin(async move {
-            let max = shared.config.limits.message_bytes_max;
-            let mut grpc = tonic::server::Grpc::new(LaneCodec).apply_max_message_size_config(Some(max), None);
-            Ok(grpc.streaming(LaneCall { shared }, request).await)
+            let (head, body) = request.into_parts();
+            let frames = Frames::new(body, shared.config.limits.message_bytes_max);
+            let request = http::Request::from_parts(head, Body::empty());
+            let call = LaneCall { shared, frames: Some(frames) };
+            Ok(tonic::server::Grpc::new(AcceptCodec).streaming(call, request).await)
         })
     }
 }
 
+/// One stream, whose frames are read past tonic.
 struct LaneCall {
     shared: Arc<Shared>,
+    frames: Option<Frames>,
 }
 
-impl StreamingService<Incoming> for LaneCall {
+impl StreamingService<pb::LaneFrame> for LaneCall {
     type Response = pb::LaneReply;
     type ResponseStream = ReceiverStream<Result<pb::LaneReply, Status>>;
     type Future = BoxFuture<Response<Self::ResponseStream>, Status>;
 
-    fn call(&mut self, request: Request<Streaming<Incoming>>) -> Self::Future {
-        let shared = Arc::clone(&self.shared);
-        Box::pin(async move { Ok(Response::new(receive::start(shared, request.into_inner()))) })
+    fn call(&mut self, _: Request<Streaming<pb::LaneFrame>>) -> Self::Future {
+        let (shared, frames) = (Arc::clone(&self.shared), self.frames.take());
+        Box::pin(async move {
+            let frames = frames.ok_or_else(|| Status::internal("a stream is called once"))?;
+            Ok(Response::new(receive::start(shared, frames)))
+        })
     }
 }
 

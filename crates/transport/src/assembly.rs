@@ -207,8 +207,8 @@ impl Partial {
 /// # Errors
 /// The frame is refused.
 pub fn pass_gate(encoded: Bytes, from: StoreId, to: StoreId) -> Result<Vec<(GroupId, Message)>, WireError> {
-    let (bytes, ends) = (encoded.len(), Ends { from, to });
-    let mut frame = wire::check(wire::decode(encoded)?, ends, bytes)?;
+    let ends = Ends { from, to };
+    let mut frame = wire::open(&encoded, ends)?;
     let (budget, share) = (Arc::new(ReceiveBudget::new(GATE_BYTES_MAX)), Arc::default());
     let purse = Purse { budget: &budget, share: &share, account: None };
     let mut assembler = Assembler::new(usize::try_from(GATE_BYTES_MAX).unwrap_or(usize::MAX));

@@ -5,10 +5,9 @@
 //! frames. A message that is larger than several together may be is sent in pieces, beside what else waits, to a peer that takes
 //! them.
 
-use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use pontoon_proto::peer::v1 as pb;
@@ -18,9 +17,11 @@ use tokio_stream::Stream;
 
 use crate::api::{EntrySource, FEATURE_BEATS, FEATURE_PIECES, RelayedProposal};
 use crate::beats::{self, BEAT_BYTES, Beat};
+use crate::groups::GroupMap;
 use crate::receive_budget::{MESSAGE_CHARGE_BYTES, charge};
-use crate::send_queue::{Content, Helping, Item, Large, PIECE_BYTES, SendQueue, Sent};
+use crate::send_queue::{Content, Helping, Item, KEEP_CAPACITY, Large, PIECE_BYTES, SendQueue, Sent};
 use crate::wire;
+use crate::wire::outgoing::Outgoing;
 
 /// About what a message takes on the wire beyond its data.
 const MESSAGE_BYTES: usize = 48;
@@ -52,7 +53,7 @@ pub(crate) struct FrameStream {
 #[derive(Debug, Default)]
 struct Shares {
     round: u64,
-    had: HashMap<GroupId, usize>,
+    had: GroupMap<usize>,
     /// Groups that have nothing more in this round, because a large message of theirs has begun.
     over: Vec<GroupId>,
 }
@@ -74,8 +75,11 @@ impl Shares {
         self.had.get(&group).copied().unwrap_or(0)
     }
 
-    fn has(&mut self, group: GroupId, bytes: usize) {
-        *self.had.entry(group).or_default() += bytes;
+    /// Returns what the group had with that.
+    fn has(&mut self, group: GroupId, bytes: usize) -> usize {
+        let had = self.had.entry(group).or_default();
+        *had += bytes;
+        *had
     }
 }
 
@@ -90,7 +94,7 @@ impl FrameStream {
     }
 
     /// Builds a frame of `content` and more from the queue; `None` if all items were stale, or the first has no room.
-    fn build(&mut self, content: Content) -> Option<pb::LaneFrame> {
+    fn build(&mut self, content: Content) -> Option<Outgoing> {
         let Content { ping, wants, batch, pieces_bytes_max, room, features } = content;
         // (A frame of pieces that are due takes no items.)
         let takes_items = !batch.items.is_empty();
@@ -98,12 +102,10 @@ impl FrameStream {
             self.shares.in_round(batch.round);
         }
         let mut frame = Builder {
-            frame: pb::LaneFrame {
-                ping,
-                wants: wants.unwrap_or_default(),
-                messages: Vec::with_capacity(batch.items.len()),
-                ..pb::LaneFrame::default()
-            },
+            frame: Outgoing::new(
+                pb::LaneFrame { ping, wants: wants.unwrap_or_default(), ..pb::LaneFrame::default() },
+                batch.items.len(),
+            ),
             messages: 0,
             bytes: 0,
             limits: FrameLimits { several: self.limits.several.min(room.bytes), ..self.limits },
@@ -145,24 +147,39 @@ impl FrameStream {
         self.sent.messages += messages as u64;
         self.sent.bytes = bytes as u64;
         self.sent.charge = room.credit - credit;
-        let holds_something = ping.is_some() || wants.is_some() || messages > 0 || !built.pieces.is_empty();
+        let holds_something =
+            ping.is_some() || wants.is_some() || messages > 0 || !built.rest.pieces.is_empty();
         // After the items were taken: what they rest on was durable when they were queued.
-        built.reached = self.entries.durable();
+        built.rest.reached = self.entries.durable();
         self.queue.sent(self.epoch, rest.into_iter().chain(waiting), &mut self.sent, holds_something);
         holds_something.then_some(built)
     }
 }
 
+impl FrameStream {
+    /// There is nothing to be sent for now: gives back the memory of large frames.
+    fn rest(&mut self) {
+        self.sent.shrink(KEEP_CAPACITY);
+        self.shares.had.shrink_to(KEEP_CAPACITY);
+        self.shares.over.shrink_to(KEEP_CAPACITY);
+    }
+}
+
 impl Stream for FrameStream {
-    type Item = pb::LaneFrame;
+    type Item = Outgoing;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         loop {
-            match ready!(this.queue.poll_helping(this.epoch, cx)) {
+            let Poll::Ready(helping) = this.queue.poll_helping(this.epoch, cx) else {
+                this.rest();
+                return Poll::Pending;
+            };
+            match helping {
                 None => return Poll::Ready(None),
                 Some(Helping::Hello(hello)) => {
-                    return Poll::Ready(Some(pb::LaneFrame { hello: Some(*hello), ..Default::default() }));
+                    let hello = pb::LaneFrame { hello: Some(*hello), ..Default::default() };
+                    return Poll::Ready(Some(Outgoing::new(hello, 0)));
                 }
                 Some(Helping::Items(content)) => {
                     if let Some(frame) = this.build(content) {
@@ -185,7 +202,7 @@ enum Added {
 }
 
 struct Builder<'a> {
-    frame: pb::LaneFrame,
+    frame: Outgoing,
     messages: usize,
     bytes: usize,
     limits: FrameLimits,
@@ -216,21 +233,20 @@ impl Builder<'_> {
     }
 
     fn add(&mut self, item: Item) -> Added {
-        if let Some(group) = item.group()
-            && self.shares.had(group) >= self.limits.target
-        {
+        let had = item.group().map_or(0, |group| self.shares.had(group));
+        if had >= self.limits.target {
             return Added::Later(item);
         }
         match item {
-            Item::Raft(group, message) => return self.add_raft(group, message),
+            Item::Raft(group, message) => return self.add_raft(group, message, had),
             Item::Beats(beats) => return self.add_beats(beats),
             Item::Proposal(proposal) => return self.add_proposal(proposal),
             Item::Reply(reply) => {
-                self.frame.proposal_replies.push(wire::reply_to_wire(reply));
+                self.frame.rest.proposal_replies.push(wire::reply_to_wire(reply));
                 self.count(MESSAGE_BYTES);
             }
             Item::Report(report) => {
-                self.frame.admitted.push(wire::report_to_wire(report));
+                self.frame.rest.admitted.push(wire::report_to_wire(report));
                 self.count(MESSAGE_BYTES);
             }
         }
@@ -244,14 +260,14 @@ impl Builder<'_> {
             return Added::NoRoom(Item::Beats(beats));
         }
         if self.packs {
-            self.frame.beats.push(beats::to_wire(self.frame.messages.len(), &beats));
+            self.frame.rest.beats.push(beats::to_wire(self.frame.messages(), &beats));
         } else {
             // Only the replicas' numbers are on the wire.
             let ends = wire::Ends { from: StoreId(0), to: StoreId(0) };
-            self.frame.messages.extend(beats.iter().map(|beat| {
+            for beat in &beats {
                 let (group, message) = beat.message(ends);
-                wire::message_to_wire(group, message, Vec::new())
-            }));
+                self.frame.push(group, message);
+            }
         }
         self.messages += beats.len();
         self.bytes += bytes;
@@ -274,64 +290,63 @@ impl Builder<'_> {
         if self.has_no_room(bytes) {
             return Added::NoRoom(Item::Proposal(proposal));
         }
-        self.frame.proposals.push(wire::proposal_to_wire(proposal));
+        self.frame.rest.proposals.push(wire::proposal_to_wire(proposal));
         self.shares.has(group, bytes);
         self.count(bytes);
         Added::Yes
     }
 
-    fn add_raft(&mut self, group: GroupId, mut message: Message) -> Added {
+    /// Adds a message of a group that `had` so much of the round.
+    fn add_raft(&mut self, group: GroupId, mut message: Message, mut had: usize) -> Added {
         let mut rest = None;
-        let entries = match &mut message.body {
-            Body::AppendEntries(append) => {
-                let share = self.limits.target - self.shares.had(group);
-                let room = self.limits.several.saturating_sub(self.bytes).min(share) as u64;
-                let room = room.min(self.credit.saturating_sub(MESSAGE_CHARGE_BYTES));
-                let Some(entries) = read(group, append, self.source, room) else {
-                    self.sent.cancelled += 1;
-                    return Added::Yes;
-                };
-                let bytes = entries.iter().map(|e| usize::try_from(e.size_bytes()).unwrap_or(usize::MAX));
-                let bytes = bytes.fold(MESSAGE_BYTES, usize::saturating_add);
-                if bytes > self.limits.single {
-                    tracing::error!(%group, bytes, max = self.limits.single, "an entry is too large for any frame");
-                    self.sent.lost.push(group);
-                    return Added::Yes;
-                }
-                let charge = charge(&entries);
-                let starved = charge > self.credit;
-                if starved {
-                    self.sent.starved = Some(charge);
-                }
-                let large = bytes > self.large;
-                if starved || (!large && self.has_no_room(bytes)) {
-                    if let Entries::Inline(place) = &mut append.entries {
-                        *place = entries;
-                    }
-                    return Added::NoRoom(Item::Raft(group, message));
-                }
-                rest = remainder(append, &entries);
-                if large {
-                    return self.add_large(group, message, entries, rest, charge);
-                }
-                self.credit -= charge;
-                if !entries.is_empty() {
-                    self.shares.has(group, bytes);
-                }
-                self.bytes += bytes - MESSAGE_BYTES;
-                self.sent.appends.push(group);
-                entries
+        if let Body::AppendEntries(append) = &mut message.body {
+            let share = self.limits.target - had;
+            let room = self.limits.several.saturating_sub(self.bytes).min(share) as u64;
+            let room = room.min(self.credit.saturating_sub(MESSAGE_CHARGE_BYTES));
+            let Some(entries) = read(group, append, self.source, room) else {
+                self.sent.cancelled += 1;
+                return Added::Yes;
+            };
+            let bytes = entries.iter().map(|e| usize::try_from(e.size_bytes()).unwrap_or(usize::MAX));
+            let bytes = bytes.fold(MESSAGE_BYTES, usize::saturating_add);
+            if bytes > self.limits.single {
+                tracing::error!(%group, bytes, max = self.limits.single, "an entry is too large for any frame");
+                self.sent.lost.push(group);
+                return Added::Yes;
             }
-            _ => Vec::new(),
-        };
-        let rest = rest.map(|append| {
-            Item::Raft(group, Message { body: Body::AppendEntries(append), ..message.clone() })
-        });
-        self.frame.messages.push(wire::message_to_wire(group, message, entries));
+            let charge = charge(&entries);
+            let starved = charge > self.credit;
+            if starved {
+                self.sent.starved = Some(charge);
+            }
+            let large = bytes > self.large;
+            if starved || (!large && self.has_no_room(bytes)) {
+                if let Entries::Inline(place) = &mut append.entries {
+                    *place = entries;
+                }
+                return Added::NoRoom(Item::Raft(group, message));
+            }
+            let remainder = remainder(append, &entries);
+            if large {
+                return self.add_large(group, message, entries, remainder, charge);
+            }
+            self.credit -= charge;
+            if !entries.is_empty() {
+                had = self.shares.has(group, bytes);
+            }
+            self.bytes += bytes - MESSAGE_BYTES;
+            self.sent.appends.push(group);
+            append.entries = Entries::Inline(entries);
+            let Message { from, to, term, doubt, .. } = message;
+            rest = remainder.map(|append| {
+                Item::Raft(group, Message { from, to, term, doubt, body: Body::AppendEntries(append) })
+            });
+        }
+        self.frame.push(group, message);
         self.count(MESSAGE_BYTES);
         match rest {
             None => Added::Yes,
-            Some(rest) if self.shares.had(group) >= self.limits.target => Added::Later(rest),
+            Some(rest) if had >= self.limits.target => Added::Later(rest),
             Some(rest) => Added::NoRoom(rest),
         }
     }
@@ -372,8 +387,8 @@ impl Builder<'_> {
         let free = if self.any_one && self.bytes == 0 { free.max(PIECE_BYTES) } else { free };
         let bytes = bytes_max.min(free).min(self.limits.target.saturating_sub(self.bytes));
         if bytes > 0 {
-            self.frame.pieces = self.queue.pieces(self.epoch, bytes, self.sent);
-            self.bytes += self.frame.pieces.iter().map(|piece| piece.data.len()).sum::<usize>();
+            self.frame.rest.pieces = self.queue.pieces(self.epoch, bytes, self.sent);
+            self.bytes += self.frame.rest.pieces.iter().map(|piece| piece.data.len()).sum::<usize>();
         }
     }
 

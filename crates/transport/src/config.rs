@@ -54,7 +54,8 @@ pub struct Limits {
     pub queue_messages_max: usize,
     /// Bytes held for one store on one lane. Default 8 MiB. Half is for what waits: relayed proposals, mostly, for
     /// entries are not in the queue and do not count there. The other half is for what was given to the connection
-    /// and not acknowledged by the peer's process, so it should be at least the link's bandwidth times its round trip.
+    /// and not acknowledged by the peer's process, so it should be at least the link's bandwidth times its round trip; of that a
+    /// slow link gets no more than it carries in about 50 ms, or 256 KiB.
     /// A single larger message is sent nevertheless. Live: `set_backlog_threshold`.
     pub queue_bytes_max: usize,
     /// Where a frame of the log lane ends if more is waiting. Default 256 KiB: large enough that a message's share

@@ -10,14 +10,17 @@ use pontoon_raft_core::types::StoreId;
 use pontoon_tls::{ClientTls, ConnectError};
 use tokio::net::TcpStream;
 use tokio_util::either::Either;
+use tonic::body::Body;
 use tonic::client::Grpc;
+use tonic::codegen::http;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
+use tower::ServiceExt as _;
 
 use crate::batch::FrameStream;
-use crate::codec::DialCodec;
 use crate::config::TransportConfig;
+use crate::frames::{DialCodec, FrameBody};
 use crate::identity::Claim;
 use crate::io::{KillOnDrop, PeerSocket};
 use crate::status::LinkErrorKind;
@@ -102,7 +105,7 @@ pub(crate) struct Session {
     pub(crate) credit: Option<u64>,
     /// What the peer says of its data directory.
     pub(crate) claim: Option<Claim>,
-    _channel: Grpc<Channel>,
+    _channel: Channel,
     _kill: KillOnDrop,
 }
 
@@ -171,13 +174,16 @@ pub(crate) async fn open_lane(
     frames: FrameStream,
 ) -> Result<Session, DialError> {
     let (channel, kill) = open(&address, config.tls.as_ref(), None).await?;
-    let mut channel = Grpc::new(channel)
-        .max_decoding_message_size(REPLY_BYTES_MAX)
-        .max_encoding_message_size(config.limits.message_bytes_max);
-    channel.ready().await?;
-    // As the generated client does, but with a codec of our own.
+    // As the generated client does, but the request's body is our own.
+    let mut body = Some(FrameBody(frames));
+    let with_body = channel.clone().map_request(move |request: http::Request<Body>| {
+        request.map(|empty| body.take().map_or(empty, Body::new))
+    });
+    let mut grpc = Grpc::new(with_body).max_decoding_message_size(REPLY_BYTES_MAX);
+    grpc.ready().await.map_err(DialError::Channel)?;
     let path = PathAndQuery::from_static(LANE_PATH);
-    let mut replies = channel.streaming(Request::new(frames), path, DialCodec).await?.into_inner();
+    let no_frames = tokio_stream::empty::<pb::LaneFrame>();
+    let mut replies = grpc.streaming(Request::new(no_frames), path, DialCodec).await?.into_inner();
     let first = replies.message().await?.ok_or(DialError::NoAnswer)?;
     let credit = first.credit;
     let ack = first.hello_ack.ok_or(DialError::NoAnswer)?;

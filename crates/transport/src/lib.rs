@@ -126,7 +126,8 @@
 //! | `assembly.rs` | large messages, put together again |
 //! | `credit_book.rs` | how far each peer may send, so that all together keep to it |
 //! | `identity.rs` | what a hello says of the data directory |
-//! | `wire.rs`, `codec.rs` | protobuf to core types and back, the one gate for foreign data |
+//! | `frames.rs` | frames in the bodies of HTTP/2 streams |
+//! | `wire.rs` | protobuf to core types and back, the one gate for foreign data; `wire/outgoing.rs` and `wire/quick.rs`: without the generated types, for what is most |
 //! | `snapshot_send.rs`, `snapshot_receive.rs`, `snapshot_io.rs` | snapshots on their own connection |
 //!
 //! # Who may touch what
@@ -146,11 +147,12 @@ mod api;
 mod assembly;
 mod batch;
 mod beats;
-mod codec;
 mod config;
 mod credit_book;
 mod dial;
 mod error;
+mod frames;
+mod groups;
 mod identity;
 mod io;
 mod lane;

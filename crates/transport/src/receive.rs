@@ -6,20 +6,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use pontoon_proto::peer::v1 as pb;
 use pontoon_raft_core::message::{AppendEntries, Body, Entries, Message};
 use pontoon_raft_core::types::{GroupId, StoreId};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use crate::acceptor::{Acceptor, Greeted, welcome};
 use crate::api::{FEATURE_CREDITS, FEATURES, ProposalOutcome, ProposalReply, RelayedProposal};
 use crate::assembly::{Added, Assembler, Purse};
-use crate::codec::Incoming;
 use crate::dial::PROTOCOL_VERSION;
 use crate::error::WireError;
+use crate::frames::Frames;
 use crate::receive_budget::{MESSAGE_CHARGE_BYTES, ReceivePermit, charge};
 use crate::send_queue::Item;
 use crate::status::Lane;
@@ -37,21 +38,22 @@ const REPLIES_MAX: usize = 16;
 /// enough to cost nothing.
 const ACKNOWLEDGE_BYTES: usize = 64 << 10;
 
+/// The same while more is there already: an eighth of what may be in flight by default. Else a fast stream would be
+/// acknowledged some thousand times a second, and each time wakes its sender.
+const ACKNOWLEDGE_BUSY_BYTES: usize = 512 << 10;
+
 /// A stream whose frames break the rules this often is closed: its peer does not speak this protocol.
 const BAD_FRAMES_MAX: u32 = 100;
 
 type Replies = mpsc::Sender<Result<pb::LaneReply, Status>>;
 
-/// Reads `requests` in a task of its own; what is returned are the replies.
-pub(crate) fn start(
-    shared: Arc<Shared>,
-    requests: Streaming<Incoming>,
-) -> ReceiverStream<Result<pb::LaneReply, Status>> {
+/// Reads `frames` in a task of its own; what is returned are the replies.
+pub(crate) fn start(shared: Arc<Shared>, frames: Frames) -> ReceiverStream<Result<pb::LaneReply, Status>> {
     let (replies, stream) = mpsc::channel(REPLIES_MAX);
     tokio::spawn(async move {
-        let mut requests = requests;
-        if let Some((greeted, credit)) = hello(&shared, &mut requests, &replies).await {
-            serve(&shared, greeted, credit, requests, replies).await;
+        let mut frames = frames;
+        if let Some((greeted, credit)) = hello(&shared, &mut frames, &replies).await {
+            serve(&shared, greeted, credit, frames, replies).await;
         }
     });
     ReceiverStream::new(stream)
@@ -59,29 +61,31 @@ pub(crate) fn start(
 
 async fn hello(
     shared: &Arc<Shared>,
-    requests: &mut Streaming<Incoming>,
+    frames: &mut Frames,
     replies: &Replies,
 ) -> Option<(Greeted, Option<watch::Receiver<u64>>)> {
     let stranger = Acceptor::stranger(shared);
     let first = tokio::select! {
         biased;
         () = shared.stop.cancelled() => return None,
-        first = timeout(HELLO_PATIENCE, requests.message()) => first,
+        first = timeout(HELLO_PATIENCE, frames.next()) => first,
     };
     let (who, mut checked) = match first {
-        Ok(Ok(Some(Incoming { frame: Ok(pb::LaneFrame { hello: Some(hello), .. }), .. }))) => {
-            let who = (hello.store, wire::cut(hello.name.clone()));
-            let checked = if stranger.is_some() {
-                welcome(shared, hello, &[Lane::Control, Lane::Log]).await
-            } else {
-                Err((pb::Refusal::Busy, "too many streams without a hello".to_owned()))
-            };
-            (who, checked)
-        }
-        Ok(Ok(Some(_))) => {
-            let refusal = (pb::Refusal::Malformed, "the first frame is no hello".to_owned());
-            ((0, String::new()), Err(refusal))
-        }
+        Ok(Ok(Some(encoded))) => match wire::hello(&encoded) {
+            Some(hello) => {
+                let who = (hello.store, wire::cut(hello.name.clone()));
+                let checked = if stranger.is_some() {
+                    welcome(shared, hello, &[Lane::Control, Lane::Log]).await
+                } else {
+                    Err((pb::Refusal::Busy, "too many streams without a hello".to_owned()))
+                };
+                (who, checked)
+            }
+            None => {
+                let refusal = (pb::Refusal::Malformed, "the first frame is no hello".to_owned());
+                ((0, String::new()), Err(refusal))
+            }
+        },
         // It left, or says nothing: there is nobody to answer.
         Ok(Ok(None) | Err(_)) | Err(_) => return None,
     };
@@ -132,7 +136,7 @@ async fn serve(
     shared: &Arc<Shared>,
     mut greeted: Greeted,
     mut credit: Option<watch::Receiver<u64>>,
-    mut requests: Streaming<Incoming>,
+    mut frames: Frames,
     replies: Replies,
 ) {
     let ends = Ends { from: greeted.store, to: shared.config.store };
@@ -152,21 +156,20 @@ async fn serve(
         let next = tokio::select! {
             biased;
             () = &mut stopped => break "closed here: replaced by a newer stream, or no longer a peer".to_owned(),
-            next = timeout(patience, requests.message()) => next,
+            next = timeout(patience, frames.next()) => next,
             more = changed(&mut credit) => {
                 reader.credit = Some(more);
-                reader.reply(&replies);
                 continue;
             }
-            // It was not told because too much else waits for it.
-            Ok(_) = replies.reserve(), if reader.credit.is_some() => {
+            // Nothing is there to be read.
+            Ok(_) = replies.reserve(), if reader.owes() => {
                 reader.reply(&replies);
                 continue;
             }
         };
         match next {
-            Ok(Ok(Some(incoming))) => {
-                let frame = match reader.check(shared, &greeted, ends, incoming) {
+            Ok(Ok(Some(encoded))) => {
+                let frame = match reader.check(shared, &greeted, ends, &encoded) {
                     Ok(frame) => frame,
                     Err(why) => break why,
                 };
@@ -187,7 +190,9 @@ async fn serve(
                 if let Some(credit) = credit.as_mut().filter(|credit| credit.has_changed().unwrap_or(false)) {
                     reader.credit = Some(*credit.borrow_and_update());
                 }
-                reader.reply(&replies);
+                if reader.unacknowledged >= ACKNOWLEDGE_BUSY_BYTES || reader.pong.is_some() {
+                    reader.reply(&replies);
+                }
             }
             Ok(Ok(None)) => break "the peer ended the stream".to_owned(),
             Ok(Err(status)) => break wire::cut(status.message().to_owned()),
@@ -249,9 +254,9 @@ impl Reader {
         shared: &Arc<Shared>,
         greeted: &Greeted,
         ends: Ends,
-        incoming: Incoming,
+        encoded: &Bytes,
     ) -> Result<Option<Taken>, String> {
-        let Incoming { bytes, frame } = incoming;
+        let bytes = encoded.len();
         self.frames += 1;
         self.unacknowledged += bytes;
         let counters = &greeted.counters;
@@ -260,7 +265,7 @@ impl Reader {
         counters.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         // What a refused frame was charged is not known, nor which pieces it held.
         let mut goes_on = greeted.account.is_none() && self.assembler.is_empty();
-        let frame = frame.and_then(|frame| wire::check(frame, ends, bytes)).and_then(|frame| {
+        let frame = wire::open(encoded, ends).and_then(|frame| {
             goes_on &= frame.pieces.is_empty();
             self.assemble(shared, greeted, ends, frame)
         });
@@ -319,10 +324,12 @@ impl Reader {
         Ok(taken)
     }
 
+    /// Whether the peer is to hear something.
+    fn owes(&self) -> bool {
+        self.pong.is_some() || self.credit.is_some() || self.unacknowledged >= ACKNOWLEDGE_BYTES
+    }
+
     fn reply(&mut self, replies: &Replies) {
-        if self.pong.is_none() && self.credit.is_none() && self.unacknowledged < ACKNOWLEDGE_BYTES {
-            return;
-        }
         let reply = pb::LaneReply {
             hello_ack: None,
             pong: self.pong,

@@ -15,6 +15,7 @@ mod waiting;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use pontoon_proto::peer::v1 as pb;
 use pontoon_raft_core::types::GroupId;
@@ -28,6 +29,7 @@ pub(crate) use item::{Batch, Content, Counters, Events, Held, Helping, Item, Roo
 use large::Larges;
 pub(crate) use large::{LARGE_MAX, Large, PIECE_BYTES};
 use losses::Losses;
+pub(crate) use waiting::KEEP_CAPACITY;
 use waiting::Waiting;
 
 /// With less than this in flight the peer may see no reason to acknowledge what it has read (it does at each 64 KiB), so
@@ -240,7 +242,7 @@ impl SendQueue {
         let mut inner = self.lock();
         let sent = inner.sent_frames;
         inner.losses.acknowledged(frames, sent);
-        inner.in_flight.acknowledged(frames);
+        inner.in_flight.acknowledged(frames, Instant::now());
         inner.blocked = false;
         inner.asked = false;
         // There may be room now.
@@ -381,7 +383,11 @@ impl SendQueue {
         if inner.epoch == epoch {
             if frame {
                 let number = inner.sent_frames;
-                inner.in_flight.sent(number, usize::try_from(sent.bytes).unwrap_or(usize::MAX));
+                inner.in_flight.sent(
+                    number,
+                    usize::try_from(sent.bytes).unwrap_or(usize::MAX),
+                    Instant::now(),
+                );
             }
             let back = inner.waiting.built(rest, sent.later.drain(..));
             // A large message that is under way takes the whole window for a while, so what is behind the next one asks
@@ -439,7 +445,11 @@ impl Inner {
             return Room { bytes: 0, any_one: false, credit };
         }
         let in_flight = self.in_flight.bytes();
-        Room { bytes: window.saturating_sub(in_flight), any_one: in_flight == 0, credit }
+        Room {
+            bytes: window.min(self.in_flight.limit()).saturating_sub(in_flight),
+            any_one: in_flight == 0,
+            credit,
+        }
     }
 
     /// What the next frame is made of; `None`: there is nothing, or no room.

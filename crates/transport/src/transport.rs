@@ -248,6 +248,8 @@ impl Transport {
     /// Sends several messages to one store, in order per lane: cheaper than one by one, and they share frames. Heartbeats that
     /// follow each other, of whatever groups, become one message.
     pub fn send_all(&self, to: StoreId, messages: impl IntoIterator<Item = (GroupId, Message)>) {
+        let messages = messages.into_iter();
+        let at_least = messages.size_hint().0;
         let (mut control, mut log) = (Vec::new(), Vec::new());
         for (group, message) in messages {
             if message.to.store != to || message.from.store != self.shared.config.store {
@@ -262,6 +264,10 @@ impl Transport {
                 // Those without entries too: a leader asks by one whether all that it sent has arrived, and if that
                 // overtook what it asks about, the answer would be no.
                 None if matches!(message.body, Body::AppendEntries(_)) => {
+                    // Most of what a leader sends at once is appends.
+                    if log.is_empty() {
+                        log.reserve(at_least);
+                    }
                     log.push(Item::Raft(group, message));
                 }
                 None => control.push(Item::Raft(group, message)),

@@ -1,11 +1,14 @@
 //! Protobuf to core types and back: the one gate where foreign data is checked.
 //!
-//! Outwards everything is taken as it is. Inwards nothing is believed: counts are checked before anything is decoded
-//! (`scan`), numbers are capped so that the core's arithmetic cannot overflow, entries must follow each other with
+//! Outwards everything is taken as it is (`outgoing`). Inwards nothing is believed: counts are checked before anything is decoded
+//! (`scan`; `quick` for appends as we write them), numbers are capped so that the core's arithmetic cannot overflow, entries must follow each other with
 //! terms that do not fall, and the stores of a message are those of the hello, because the wire has no place to claim
 //! others. A frame that breaks a rule is refused as a whole.
 
+mod keys;
+pub(crate) mod outgoing;
 pub(crate) mod pieces;
+mod quick;
 mod scan;
 
 use std::collections::BTreeSet;
@@ -217,34 +220,80 @@ pub(crate) fn cut(mut words: String) -> String {
 
 // ---- Inwards.
 
-/// Decodes a frame's bytes into the generated types, within the limits of [`scan`].
-pub(crate) fn decode(encoded: Bytes) -> Result<pb::LaneFrame, WireError> {
-    scan::frame(&encoded)?;
-    pb::LaneFrame::decode(encoded).map_err(|e| WireError::Malformed { reason: e.to_string() })
+fn malformed(error: &prost::DecodeError) -> WireError {
+    WireError::Malformed { reason: error.to_string() }
 }
 
-/// Checks a decoded frame of `bytes` encoded bytes.
-pub(crate) fn check(frame: pb::LaneFrame, ends: Ends, bytes: usize) -> Result<Frame, WireError> {
+/// The hello in a stream's first frame. Nothing else in it counts.
+pub(crate) fn hello(encoded: &Bytes) -> Option<pb::Hello> {
+    scan::frame(encoded).and_then(|_| split(encoded, |_| Ok(()))).ok()?.hello
+}
+
+/// Passes a later frame through the gate.
+pub(crate) fn open(encoded: &Bytes, ends: Ends) -> Result<Frame, WireError> {
+    let keep = Keep { frame_bytes: encoded.len() };
+    let (mut messages, mut entries) = (Vec::with_capacity(scan::frame(encoded)?), 0);
+    let rest = split(encoded, |message| {
+        messages.push(read_message(message, encoded, ends, keep, &mut entries)?);
+        Ok(())
+    })?;
+    check(rest, messages, ends, keep)
+}
+
+/// Hands over each of a frame's messages, undecoded, and decodes the rest, of which `scan` has bounded the counts.
+fn split(
+    encoded: &Bytes,
+    mut message: impl FnMut(&[u8]) -> Result<(), WireError>,
+) -> Result<pb::LaneFrame, WireError> {
+    let mut rest = pb::LaneFrame::default();
+    let mut merge = |from, to| {
+        if from == to { Ok(()) } else { rest.merge(encoded.slice(from..to)).map_err(|e| malformed(&e)) }
+    };
+    // Where the present run of other fields began.
+    let mut run = 0;
+    let mut fields = scan::Fields::new(encoded);
+    loop {
+        let at = encoded.len() - fields.left();
+        let Some((number, value)) = fields.next()? else { break };
+        if let (scan::FRAME_MESSAGES, scan::Value::Bytes(encoded_message)) = (number, value) {
+            merge(run, at)?;
+            run = encoded.len() - fields.left();
+            message(encoded_message)?;
+        }
+    }
+    merge(run, encoded.len())?;
+    Ok(rest)
+}
+
+/// Reads a message that lies in `frame`, in which there were `entries` before it.
+fn read_message(
+    encoded: &[u8],
+    frame: &Bytes,
+    ends: Ends,
+    keep: Keep,
+    entries: &mut usize,
+) -> Result<(GroupId, Message), WireError> {
+    if let Some(read) = quick::append(encoded, frame, ends, keep, entries) {
+        return Ok(read);
+    }
+    scan::message(encoded, entries)?;
+    let message = pb::RaftMessage::decode(frame.slice_ref(encoded)).map_err(|e| malformed(&e))?;
+    message_from_wire(message, ends, keep)
+}
+
+/// Checks what a frame holds beside its messages, and puts both together.
+fn check(
+    frame: pb::LaneFrame,
+    messages: Vec<(GroupId, Message)>,
+    ends: Ends,
+    keep: Keep,
+) -> Result<Frame, WireError> {
     if frame.hello.is_some() {
         return Err(WireError::Malformed { reason: "a second hello".to_owned() });
     }
     let reached = number("a durable batch", frame.reached)?;
     let wants = number("an offset", frame.wants)?;
-    let keep = Keep { frame_bytes: bytes };
-    // Collecting into a `Result` would not reserve. The lists exist, so their lengths are real.
-    let mut messages = Vec::with_capacity(frame.messages.len());
-    let mut runs = frame.beats.iter().peekable();
-    let listed = frame.messages.len();
-    for (before, message) in frame.messages.into_iter().enumerate() {
-        while let Some(beats) = runs.next_if(|beats| beats.after as usize <= before) {
-            beats::from_wire(beats, ends, &mut messages)?;
-        }
-        messages.push(message_from_wire(message, ends, keep)?);
-    }
-    for beats in runs {
-        in_range("a place among messages", beats.after.into(), 0, listed as u64)?;
-        beats::from_wire(beats, ends, &mut messages)?;
-    }
+    let messages = if frame.beats.is_empty() { messages } else { with_beats(messages, &frame.beats, ends)? };
     let proposals = frame.proposals.into_iter().map(|p| proposal_from_wire(p, keep));
     let replies = frame.proposal_replies.into_iter().map(reply_from_wire);
     let reports = frame.admitted.into_iter().map(|report| report_from_wire(&report, ends));
@@ -260,6 +309,29 @@ pub(crate) fn check(frame: pb::LaneFrame, ends: Ends, bytes: usize) -> Result<Fr
     })
 }
 
+/// Puts beats in their places among messages.
+fn with_beats(
+    listed: Vec<(GroupId, Message)>,
+    beats: &[pb::Beats],
+    ends: Ends,
+) -> Result<Vec<(GroupId, Message)>, WireError> {
+    // The lists exist, so their lengths are real.
+    let last = listed.len() as u64;
+    let mut messages = Vec::with_capacity(listed.len());
+    let mut runs = beats.iter().peekable();
+    for (before, message) in listed.into_iter().enumerate() {
+        while let Some(beats) = runs.next_if(|beats| beats.after as usize <= before) {
+            beats::from_wire(beats, ends, &mut messages)?;
+        }
+        messages.push(message);
+    }
+    for beats in runs {
+        in_range("a place among messages", beats.after.into(), 0, last)?;
+        beats::from_wire(beats, ends, &mut messages)?;
+    }
+    Ok(messages)
+}
+
 /// Decides whether a received command may stay a slice of its frame.
 ///
 /// A slice pins the whole buffer it was received in, and a group's last entry may be kept for days. So only what
@@ -270,12 +342,17 @@ struct Keep {
 }
 
 impl Keep {
+    fn in_place(self, data: &[u8]) -> bool {
+        data.len() >= 4096 && data.len() >= self.frame_bytes / 4
+    }
+
     fn data(self, data: Bytes) -> Bytes {
-        if data.len() >= 4096 && data.len() >= self.frame_bytes / 4 {
-            data
-        } else {
-            Bytes::copy_from_slice(&data)
-        }
+        if self.in_place(&data) { data } else { Bytes::copy_from_slice(&data) }
+    }
+
+    /// The same of a part of `frame`.
+    fn part(self, data: &[u8], frame: &Bytes) -> Bytes {
+        if self.in_place(data) { frame.slice_ref(data) } else { Bytes::copy_from_slice(data) }
     }
 }
 

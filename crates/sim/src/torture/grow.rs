@@ -4,18 +4,17 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use pontoon_proto::v1::admin_client::AdminClient;
 use pontoon_proto::v1::{
     KickStoreRequest, ListKeyspacesRequest, ListMovesRequest, ListStoresRequest, Move, StoreSummary,
 };
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 
 use super::args::GrowArguments;
 use super::cluster::{Cluster, STORES};
+use super::metrics::counter;
 use super::weather::Verdict;
 use super::weather::field::{admin, make_keyspaces};
 use super::weather::load::{Figures, Load, Plan};
@@ -159,13 +158,7 @@ impl Scene {
     async fn bytes_on_links(&self) -> anyhow::Result<f64> {
         let mut all = 0.0;
         for address in &self.calls {
-            let mut stream = TcpStream::connect(address).await?;
-            stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
-            let mut page = String::new();
-            stream.read_to_string(&mut page).await?;
-            let value = page.lines().find(|l| l.contains("peer_bytes_total") && !l.starts_with('#'));
-            let value = value.and_then(|l| l.rsplit(' ').next()?.parse::<f64>().ok());
-            all += value.with_context(|| format!("{address} has no peer_bytes_total in its metrics"))?;
+            all += counter(address, "peer_bytes_total").await?;
         }
         Ok(all)
     }

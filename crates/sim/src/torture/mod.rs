@@ -27,6 +27,7 @@ mod failover;
 mod faults;
 mod grow;
 mod memory;
+mod metrics;
 mod random;
 mod record;
 mod run;

@@ -133,6 +133,13 @@ impl Sent {
         self.appends.clear();
         self.later.clear();
     }
+
+    /// Keeps memory for so many of each kind.
+    pub(crate) fn shrink(&mut self, capacity: usize) {
+        self.lost.shrink_to(capacity);
+        self.appends.shrink_to(capacity);
+        self.later.shrink_to(capacity);
+    }
 }
 
 /// Totals since the start.

@@ -1,28 +1,27 @@
 //! Who is to be told what of a loss: each group once per loss epoch.
 
-use std::collections::HashSet;
-
 use pontoon_raft_core::types::GroupId;
 
 use super::item::{Events, Item};
 use crate::beats::Beat;
+use crate::groups::GroupSet;
 
 #[derive(Debug, Default)]
 pub(super) struct Losses {
     /// Groups already reported in this loss epoch.
-    reported: HashSet<GroupId>,
+    reported: GroupSet,
     events: Events,
     /// Groups with appends in frames up to `older_until`, and after it; both not known to have arrived.
-    older: HashSet<GroupId>,
+    older: GroupSet,
     older_until: u64,
-    newer: HashSet<GroupId>,
+    newer: GroupSet,
 }
 
 impl Losses {
     /// From here on every group may be reported once more. A full queue has to be sent whole, or a stream to be
     /// opened, between two reports of one group: that is what paces them.
     pub(super) fn new_epoch(&mut self) {
-        self.reported = HashSet::new();
+        self.reported = GroupSet::default();
     }
 
     /// A stream begins; nothing is under way on it.
@@ -42,7 +41,7 @@ impl Losses {
             self.older_until = sent;
         }
         if frames >= sent {
-            self.older = HashSet::new();
+            self.older = GroupSet::default();
         }
     }
 

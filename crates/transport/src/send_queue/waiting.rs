@@ -5,17 +5,18 @@
 //! that follows, while the others go on. So a group that floods a lane delays each other group by one share, and not by all
 //! that it has.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 
 use pontoon_raft_core::types::GroupId;
 
 use super::item::{Batch, Item};
+use crate::groups::{GroupMap, GroupSet};
 
 /// Items handed out at a time while a frame is built; the rest of the frame is fetched in further helpings.
 pub(crate) const HELPING: usize = 64;
 
 /// Above this capacity an emptied queue gives its memory back, so that an idle destination holds next to nothing.
-const KEEP_CAPACITY: usize = 64;
+pub(crate) const KEEP_CAPACITY: usize = 16;
 
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
@@ -26,9 +27,9 @@ pub(super) struct Waiting {
     /// For later rounds, in order.
     late: VecDeque<(GroupId, Item)>,
     /// How many of `late` each group has: whatever else it has must wait behind them.
-    late_of: HashMap<GroupId, usize>,
+    late_of: GroupMap<usize>,
     /// Groups whose items wait for something else than the next round.
-    stopped: HashSet<GroupId>,
+    stopped: GroupSet,
     /// The charges of all of them.
     bytes: usize,
     /// The charges of items of which a frame is being built; what finds no room in it comes back.

@@ -13,7 +13,7 @@ pub(crate) const COLUMNS_MAX: usize = 8 * ITEMS_MAX;
 pub(crate) const ENTRIES_MAX: usize = 65_536;
 
 // Field numbers of peer.proto.
-const FRAME_MESSAGES: u64 = 3;
+pub(super) const FRAME_MESSAGES: u64 = 3;
 const FRAME_PROPOSALS: u64 = 4;
 const FRAME_REPLIES: u64 = 5;
 const FRAME_ADMITTED: u64 = 7;
@@ -23,12 +23,14 @@ const BEATS_GROUPS: u64 = 2;
 pub(super) const MESSAGE_APPEND: u32 = 9;
 pub(super) const APPEND_ENTRIES: u32 = 4;
 
-enum Value<'a> {
+/// A field's value.
+pub(super) enum Value<'a> {
     Scalar,
     Bytes(&'a [u8]),
 }
 
-struct Fields<'a> {
+/// Walks over the fields of a message.
+pub(super) struct Fields<'a> {
     rest: &'a [u8],
 }
 
@@ -37,7 +39,27 @@ fn malformed(reason: &str) -> WireError {
 }
 
 impl<'a> Fields<'a> {
+    pub(super) fn new(encoded: &'a [u8]) -> Self {
+        Self { rest: encoded }
+    }
+
+    /// How many bytes come after the last field.
+    pub(super) fn left(&self) -> usize {
+        self.rest.len()
+    }
+
+    #[inline]
     fn varint(&mut self) -> Result<u64, WireError> {
+        match self.rest {
+            [byte, rest @ ..] if *byte < 0x80 => {
+                self.rest = rest;
+                Ok(u64::from(*byte))
+            }
+            _ => self.long_varint(),
+        }
+    }
+
+    fn long_varint(&mut self) -> Result<u64, WireError> {
         let mut value = 0u64;
         for (i, byte) in self.rest.iter().take(10).enumerate() {
             value |= u64::from(byte & 0x7f) << (7 * i).min(63);
@@ -57,7 +79,8 @@ impl<'a> Fields<'a> {
         Ok(head)
     }
 
-    fn next(&mut self) -> Result<Option<(u64, Value<'a>)>, WireError> {
+    /// The number and the value of the next field.
+    pub(super) fn next(&mut self) -> Result<Option<(u64, Value<'a>)>, WireError> {
         if self.rest.is_empty() {
             return Ok(None);
         }
@@ -77,15 +100,16 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Checks the counts of an encoded `LaneFrame`.
-pub(crate) fn frame(encoded: &[u8]) -> Result<(), WireError> {
-    let (mut items, mut entries, mut columns) = (0, 0, 0);
-    let mut fields = Fields { rest: encoded };
+/// Checks the counts of an encoded `LaneFrame`, but for those within its messages ([`message`]); returns how many messages
+/// it has.
+pub(super) fn frame(encoded: &[u8]) -> Result<usize, WireError> {
+    let (mut messages, mut items, mut columns) = (0, 0, 0);
+    let mut fields = Fields::new(encoded);
     while let Some((number, value)) = fields.next()? {
         match (number, value) {
-            (FRAME_MESSAGES, Value::Bytes(message)) => {
+            (FRAME_MESSAGES, Value::Bytes(_)) => {
                 items += 1;
-                self::message(message, &mut entries)?;
+                messages += 1;
             }
             (FRAME_BEATS, Value::Bytes(beats)) => {
                 items += 1 + self::beats(beats, &mut columns)?;
@@ -97,12 +121,12 @@ pub(crate) fn frame(encoded: &[u8]) -> Result<(), WireError> {
             return Err(WireError::TooMany { what: "messages", max: ITEMS_MAX });
         }
     }
-    Ok(())
+    Ok(messages)
 }
 
 /// How many beats there are; adds how many numbers they take.
 fn beats(encoded: &[u8], columns: &mut usize) -> Result<usize, WireError> {
-    let mut fields = Fields { rest: encoded };
+    let mut fields = Fields::new(encoded);
     let mut beats = 0;
     while let Some((number, value)) = fields.next()? {
         let numbers = match value {
@@ -126,14 +150,15 @@ pub(super) fn whole_message(encoded: &[u8]) -> Result<(), WireError> {
     message(encoded, &mut 0)
 }
 
-fn message(encoded: &[u8], entries: &mut usize) -> Result<(), WireError> {
-    let mut fields = Fields { rest: encoded };
+/// Checks the counts of an encoded `RaftMessage`; adds how many entries it has.
+pub(super) fn message(encoded: &[u8], entries: &mut usize) -> Result<(), WireError> {
+    let mut fields = Fields::new(encoded);
     while let Some((number, value)) = fields.next()? {
         let Value::Bytes(append) = value else { continue };
         if number != u64::from(MESSAGE_APPEND) {
             continue;
         }
-        let mut fields = Fields { rest: append };
+        let mut fields = Fields::new(append);
         while let Some((number, _)) = fields.next()? {
             if number == u64::from(APPEND_ENTRIES) {
                 *entries += 1;

@@ -18,6 +18,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::super::args::ClusterArguments;
 use super::super::cluster::{Cluster, STORES};
+use super::super::metrics::counter;
 use super::proxy::{Proxy, Wire};
 
 /// Leaders that stay where they are for so long have been spread.
@@ -157,6 +158,22 @@ impl Field {
     pub(crate) fn set_apart(&self, one: usize, other: usize, apart: bool) {
         self.proxies[one][other].set_cut(apart);
         self.proxies[other][one].set_cut(apart);
+    }
+
+    /// Whether what `from` sends to `to` gets lost, on all connections between them.
+    pub(crate) fn set_lost(&self, from: usize, to: usize, lost: bool) {
+        self.proxies[from][to].set_cut_towards(lost);
+        self.proxies[to][from].set_cut_back(lost);
+    }
+
+    /// Whether `to` takes nothing off the connections that `from` has opened, which carry all that `from` says.
+    pub(crate) fn set_unread(&self, from: usize, to: usize, unread: bool) {
+        self.proxies[from][to].set_cut_towards(unread);
+    }
+
+    /// A counter in a store's metrics.
+    pub(crate) async fn counter(&self, store: usize, name: &str) -> anyhow::Result<f64> {
+        counter(&self.cluster.stores[store].client, name).await
     }
 
     /// What flow control governs from now on, on all stores.

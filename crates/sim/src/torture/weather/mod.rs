@@ -5,6 +5,8 @@ mod apart;
 mod classes;
 mod control;
 pub(crate) mod field;
+mod half_open;
+mod hot;
 mod hung;
 pub(crate) mod load;
 mod memory;
@@ -46,6 +48,10 @@ enum Test {
     SlowQuorum(LoadArguments),
     /// T10: one follower lags in many groups, and the other one goes.
     ForceFlush(LoadArguments),
+    /// T14: one hot group beside others.
+    HotGroup(LoadArguments),
+    /// T16: links that are dead one way, and peers that take nothing.
+    HalfOpen(LoadArguments),
     /// T18: the disk of a store that leads hangs; needs root.
     HungDisk(LoadArguments),
     /// T17: two stores cannot reach each other, and both reach the third.
@@ -160,6 +166,8 @@ pub(crate) async fn run(arguments: &WeatherArguments) -> anyhow::Result<bool> {
         Test::Restart(arguments) => restart::run(arguments).await,
         Test::SlowQuorum(arguments) => quorum::run(arguments).await,
         Test::ForceFlush(arguments) => storm::run(arguments).await,
+        Test::HotGroup(arguments) => hot::run(arguments).await,
+        Test::HalfOpen(arguments) => half_open::run(arguments).await,
         Test::HungDisk(arguments) => hung::run(arguments).await,
         Test::Apart(arguments) => apart::run(arguments).await,
         Test::Classes(arguments) => classes::run(arguments).await,

@@ -93,8 +93,8 @@ impl Wire {
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     pub(crate) wire: Wire,
-    /// Nothing passes here, whatever the wire carries.
-    cut: Arc<AtomicBool>,
+    /// Nothing passes here, whatever the wire carries: towards the target, and back.
+    cut: Arc<[AtomicBool; 2]>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -114,7 +114,7 @@ impl Proxy {
     pub(crate) async fn over(wire: Wire, target: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let cut = Arc::new(AtomicBool::new(false));
+        let cut = Arc::new([AtomicBool::new(false), AtomicBool::new(false)]);
         let (shared, is_cut) = (wire.clone(), Arc::clone(&cut));
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
@@ -128,8 +128,8 @@ impl Proxy {
                     let (near_read, near_write) = near.into_split();
                     let (far_read, far_write) = far.into_split();
                     tokio::select! {
-                        () = carry(near_read, far_write, &wire.towards, &cut) => {}
-                        () = carry(far_read, near_write, &wire.back, &cut) => {}
+                        () = carry(near_read, far_write, &wire.towards, &cut[0]) => {}
+                        () = carry(far_read, near_write, &wire.back, &cut[1]) => {}
                     }
                 });
                 while connections.try_join_next().is_some() {}
@@ -150,7 +150,18 @@ impl Proxy {
 
     /// Whether what comes in here stays here until it is whole again, as packets do that are sent again and again.
     pub(crate) fn set_cut(&self, cut: bool) {
-        self.cut.store(cut, Ordering::Relaxed);
+        self.set_cut_towards(cut);
+        self.set_cut_back(cut);
+    }
+
+    /// The same, only of what goes towards the target.
+    pub(crate) fn set_cut_towards(&self, cut: bool) {
+        self.cut[0].store(cut, Ordering::Relaxed);
+    }
+
+    /// The same, only of what comes back.
+    pub(crate) fn set_cut_back(&self, cut: bool) {
+        self.cut[1].store(cut, Ordering::Relaxed);
     }
 }
 

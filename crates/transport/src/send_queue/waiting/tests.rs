@@ -1,3 +1,5 @@
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use pontoon_raft_core::relay::RelayNumber;
 use pontoon_raft_core::types::{EntryId, Term};
