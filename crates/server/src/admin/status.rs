@@ -83,6 +83,7 @@ impl AdminService {
             waiting_groups_regular: view.waiting_groups.regular as u64,
             waiting_groups_elastic: view.waiting_groups.elastic as u64,
             waiting_queues: view.waiting_queues as u64,
+            window_bytes: view.window_bytes,
         };
         api::FlowControl {
             mode: flow.mode.name().to_owned(),
