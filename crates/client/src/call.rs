@@ -23,11 +23,15 @@ const ENTRY_ID: &str = "pontoon-eid";
 
 /// The metadata by which a store says what a refusal means; see [`judge`].
 const OUTCOME: &str = "pontoon-outcome";
+/// When the server would like to be asked again, in milliseconds.
+const RETRY_AFTER: &str = "grpc-retry-pushback-ms";
 
 /// The pauses between attempts at the same connection: short enough for a leader that is just being elected, doubled
 /// so that an overloaded store is left in peace.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// A server that asks for more is not believed.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
 
 /// What repeating a call can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +94,12 @@ fn judge(status: &Status) -> Verdict {
         | (Code::Unknown | Code::Internal | Code::DataLoss, _) => Verdict::Unknown,
         _ => Verdict::Refused,
     }
+}
+
+/// How long the server asks its clients to wait, within reason.
+fn retry_after(status: &Status) -> Option<Duration> {
+    let millis = status.metadata().get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_millis(millis).min(RETRY_AFTER_MAX))
 }
 
 /// Whether a call failed because there was no connection to send it on.
@@ -164,6 +174,7 @@ impl Caller {
                 Ok(Err(status)) => status,
                 Err(_elapsed) => lost("no answer before the deadline"),
             };
+            let asked = retry_after(&status);
             match judge(&status) {
                 Verdict::Refused if doubtful.is_none() => return Err(CallError::Refused(Box::new(status))),
                 // A refusal may itself be the effect of an earlier attempt (a key that now exists).
@@ -198,6 +209,9 @@ impl Caller {
                         break;
                     }
                 }
+            }
+            if let Some(asked) = asked {
+                pause = pause.max(asked);
             }
             if !rest(&mut current, &mut pause, deadline).await {
                 break;
@@ -255,6 +269,21 @@ fn lost(what: &str) -> Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_may_ask_for_a_pause_within_reason() {
+        let mut status = Status::resource_exhausted("etcdserver: too many requests");
+        assert_eq!(retry_after(&status), None);
+        for (told, pause) in [
+            ("700", Some(Duration::from_millis(700))),
+            ("999999999999", Some(RETRY_AFTER_MAX)),
+            ("-1", None),
+            ("soon", None),
+        ] {
+            status.metadata_mut().insert(RETRY_AFTER, told.parse().unwrap());
+            assert_eq!(retry_after(&status), pause, "{told}");
+        }
+    }
 
     #[test]
     fn answers_are_judged() {

@@ -9,6 +9,7 @@ use crate::class::{Bytes, Class};
 use crate::controller::{Controller, Link};
 use crate::pools::{Held, Pools};
 use crate::stream::Force;
+use crate::window::{WINDOW_BYTES_MAX, WINDOW_BYTES_MIN};
 
 /// An invariant does not hold: a mistake in this crate, or in the way it is driven.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -81,6 +82,10 @@ pub fn check<'a>(
         }
         let found = Held { eval: pool.eval.held, send: pool.send.held, forced: pool.forced };
         demand(found == sum, "I1", || format!("store {store} counts {found:?}, streams hold {sum:?}"))?;
+        let window = pool.window.bytes();
+        demand((WINDOW_BYTES_MIN..=WINDOW_BYTES_MAX).contains(&window), "I12", || {
+            format!("the window of store {store} is {window} bytes")
+        })?;
         for key in pool.queues.iter() {
             demand(streams.contains(&key), "I9", || format!("{key:?} waits, and is closed"))?;
         }

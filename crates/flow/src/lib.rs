@@ -28,6 +28,9 @@
 //! - **Begin** ([`Controller::evaluate`]). A regular command begins when the leader, and followers with evaluation tokens and
 //!   without a queue, are a quorum of each set of voters; an elastic one needs tokens of every follower that is streamed to.
 //!   Groups that wait are woken first come, first served, one at a time, and nobody overtakes them.
+//!   What may be begun towards one store is also bounded by its *window*, about what it admits in half a second: a limit is made
+//!   for the quickest store and the longest way, and is many seconds of data to a slow one. A window is only a smaller limit:
+//!   no token is taken or given back for it.
 //! - **Send** ([`Controller::plan`]). A follower without a queue is sent everything while its store has a token (into debt, for
 //!   one round), and nothing when it has none: then a queue forms, which holds no bytes. Queues are fed by grants of elastic
 //!   tokens, in turn over all groups. If too few followers without a queue would be left for a quorum, the least loaded are
@@ -59,6 +62,7 @@
 //! | I9 | Only streams that are open wait, or are granted anything. |
 //! | I10 | Whatever is held is held by an open stream, for entries that the follower will admit or whose stream will close; only groups with a controller wait. |
 //! | I11 | Debt is bounded: beyond its limit a store's pool holds one round of one group, and what is forced; and that within its cap and one round. |
+//! | I12 | A store's window has a least and a most: what is not under way any more always leaves room to begin. |
 //! | C1 | What all senders together may send, or have sent and is not processed, is within the receiver's budget. |
 //!
 //! There are no races to check: [`Pools`] has one owner. A host with several threads puts it under one lock, takes that once for
@@ -117,7 +121,7 @@
 //!
 //! # Code map
 //! `class.rs` and `limits.rs` are words and numbers. `pools.rs` is what groups share, `fifo.rs` their turns, `pace.rs` how fast
-//! elastic work goes. `controller.rs` is one group's events, `stream.rs` what it holds for one follower; `eval.rs` and `plan.rs`
+//! elastic work goes, `window.rs` how much of a pool a slow store has. `controller.rs` is one group's events, `stream.rs` what it holds for one follower; `eval.rs` and `plan.rs`
 //! are its two decisions. `follower.rs` and `credits.rs` are the other end. `check.rs` judges all of it.
 //!
 //! # Where it differs from its models
@@ -139,6 +143,7 @@ mod pace;
 mod plan;
 mod pools;
 mod stream;
+mod window;
 
 pub use check::{Violation, check};
 pub use class::{Bytes, Class, PerClass};

@@ -8,6 +8,7 @@ use crate::class::{Bytes, Class, PerClass};
 use crate::fifo::Fifo;
 use crate::limits::{GRANT_BYTES_MAX, GRANT_BYTES_MIN, GRANT_BYTES_SHARED, Limits, Mode};
 use crate::pace::Pace;
+use crate::window::Window;
 
 /// One follower of one group, as a pool knows it.
 pub(crate) type StreamKey = (GroupId, ReplicaId);
@@ -56,6 +57,8 @@ pub(crate) struct StorePools {
     pub(crate) eval: Pool,
     /// May entries go on the wire?
     pub(crate) send: Pool,
+    /// What bounds `eval` beside the limits, while the store is slow.
+    pub(crate) window: Window,
     /// Sent beyond the tokens, for a quorum, and not admitted yet.
     pub(crate) forced: u64,
     /// Streams with a queue, and about what it holds.
@@ -68,6 +71,19 @@ pub(crate) struct StorePools {
     /// The group that was woken and has not been looked at since.
     pub(crate) turn: PerClass<Option<GroupId>>,
     pub(crate) counters: Counters,
+}
+
+impl StorePools {
+    /// What may begin towards this store: within the limits, and within its window; elastic work within half of that.
+    fn eval_available(&self, limits: &Limits, class: Class) -> i64 {
+        let window = self.window.bytes();
+        let limits = Limits {
+            regular_bytes: limits.regular_bytes.min(window),
+            elastic_bytes: limits.elastic_bytes.min(window / 2),
+            ..*limits
+        };
+        self.eval.available(&limits, class)
+    }
 }
 
 /// Totals of one destination store since the start, in bytes unless said.
@@ -94,6 +110,9 @@ pub struct StoreView {
     pub eval_available: PerClass<i64>,
     /// Send tokens left, negative in debt.
     pub send_available: PerClass<i64>,
+    /// What bounds evaluation tokens beside the limits: about what the store admits in half a second, and above any limit while
+    /// it is quick.
+    pub window_bytes: u64,
     /// Sent by force and not admitted.
     pub forced_bytes: u64,
     /// Groups whose commands wait for tokens of this store.
@@ -157,7 +176,11 @@ impl Pools {
     /// a host's loop, and when [`next_pass`](Self::next_pass) says so.
     pub fn pass(&mut self, now: u64, commands: u64, micros: u64) {
         self.pace.pass(now, commands, micros);
-        if self.next_pass().is_some() {
+        let mut grown = false;
+        for pools in self.stores.values_mut() {
+            grown |= pools.window.pass(now, pools.send.held.total());
+        }
+        if grown || self.next_pass().is_some() {
             self.dispatch_all();
         }
     }
@@ -170,7 +193,7 @@ impl Pools {
             (!pools.queues.is_empty() && pools.send.available(limits, Class::Elastic) > 0)
                 || (!pools.waiting.elastic.is_empty()
                     && pools.turn.elastic.is_none()
-                    && pools.eval.available(limits, Class::Elastic) > 0)
+                    && pools.eval_available(limits, Class::Elastic) > 0)
         };
         self.stores.values().any(waits).then(|| self.pace.next_pass())
     }
@@ -220,14 +243,18 @@ impl Pools {
     /// Every store that tokens were taken for.
     pub fn views(&self) -> impl Iterator<Item = StoreView> + '_ {
         self.stores.iter().map(|(store, pools)| {
-            let available = |pool: &Pool| PerClass {
-                regular: pool.available(&self.limits, Class::Regular),
-                elastic: pool.available(&self.limits, Class::Elastic),
-            };
+            let limits = &self.limits;
             StoreView {
                 store: *store,
-                eval_available: available(&pools.eval),
-                send_available: available(&pools.send),
+                eval_available: PerClass {
+                    regular: pools.eval_available(limits, Class::Regular),
+                    elastic: pools.eval_available(limits, Class::Elastic),
+                },
+                send_available: PerClass {
+                    regular: pools.send.available(limits, Class::Regular),
+                    elastic: pools.send.available(limits, Class::Elastic),
+                },
+                window_bytes: pools.window.bytes(),
                 forced_bytes: pools.forced,
                 waiting_groups: PerClass {
                     regular: pools.waiting.regular.len(),
@@ -254,7 +281,10 @@ impl Pools {
     }
 
     pub(crate) fn eval_available(&self, store: StoreId, class: Class) -> i64 {
-        self.stores.get(&store).map_or_else(Pool::default, |pools| pools.eval).available(&self.limits, class)
+        match self.stores.get(&store) {
+            Some(pools) => pools.eval_available(&self.limits, class),
+            None => Pool::default().available(&self.limits, class),
+        }
     }
 
     /// What elastic work may begin now, whatever tokens there are.
@@ -298,7 +328,9 @@ impl Pools {
 
     /// Tokens come back because their entries were admitted.
     pub(crate) fn admitted(&mut self, store: StoreId, held: Held) {
-        self.of(store).counters.admitted += held.send;
+        let pools = self.of(store);
+        pools.counters.admitted += held.send;
+        pools.window.admitted(held.send.total());
         self.give(store, held);
         self.dispatch(store);
     }
@@ -438,7 +470,7 @@ impl Pools {
         }
         for class in Class::ALL {
             if pools.turn.get(class).is_some()
-                || pools.eval.available(&limits, class) <= 0
+                || pools.eval_available(&limits, class) <= 0
                 || pools.waiting.get(class).is_empty()
             {
                 continue;

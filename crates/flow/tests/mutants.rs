@@ -38,8 +38,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "an admission is returned twice",
         file: "pools.rs",
-        before: "        self.of(store).counters.admitted += held.send;\n        self.give(store, held);",
-        after: "        self.of(store).counters.admitted += held.send;\n        self.give(store, held);\n        self.give(store, held);",
+        before: "        pools.window.admitted(held.send.total());\n        self.give(store, held);",
+        after: "        pools.window.admitted(held.send.total());\n        self.give(store, held);\n        self.give(store, held);",
     },
     Mutant {
         name: "a repeated report returns again",

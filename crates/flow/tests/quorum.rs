@@ -10,8 +10,6 @@ use pontoon_raft_core::types::{Configuration, GroupId, LogIndex, ReplicaId, Stor
 const GROUPS: u64 = 60;
 const ENTRY_BYTES: u64 = 4 << 10;
 const STEP_MS: u64 = 5;
-/// What each of the two followers' stores takes, in bytes a second.
-const RATE: u64 = 8 << 20;
 const FOLLOWERS: [ReplicaId; 2] = [replica(2), replica(3)];
 
 const fn replica(store: u64) -> ReplicaId {
@@ -99,18 +97,29 @@ fn work(groups: &mut [Group], pools: &mut Pools, now: u64, n: usize, backlog: &m
 /// T7: commits go at the pace of what the quorum takes, what is too much waits before it begins, and groups are served alike.
 #[test]
 fn a_quorum_that_is_slow_sets_the_pace_and_every_group_gets_its_share() {
+    slow_quorum(8 << 20, 20_000);
+}
+
+/// The same where the limit of a pool is many seconds of data.
+#[test]
+fn what_a_very_slow_quorum_has_under_way_is_not_old() {
+    slow_quorum(1 << 20, 60_000);
+}
+
+/// Each of the two followers' stores takes `rate` bytes a second.
+fn slow_quorum(rate: u64, length_ms: u64) {
     let limits = Limits::default();
     let mut pools = Pools::new(Mode::All, limits);
     let mut groups: Vec<_> = (1..=GROUPS).map(|id| Group::new(id, &mut pools)).collect();
     let mut backlog = Backlog::default();
-    let (mut left, mut under_way, mut at_half) = ([0; 2], 0, Vec::new());
-    let steps = 20_000 / STEP_MS;
+    let (mut left, mut under_way, mut at_half, mut late) = ([0; 2], 0, Vec::new(), 0);
+    let steps = length_ms / STEP_MS;
     for step in 0..steps {
         let now = step * STEP_MS;
         // Four times of what they take is offered. A bounded number waits, as with clients that hear that it is too much.
         for group in &mut groups {
             group.waiting =
-                (group.waiting + (4 * RATE * STEP_MS / 1000 / ENTRY_BYTES).div_ceil(GROUPS)).min(100);
+                (group.waiting + (4 * rate * STEP_MS / 1000 / ENTRY_BYTES).div_ceil(GROUPS)).min(100);
         }
         pools.pass(now, 10, 20_000);
         let mut looks: Vec<u64> = pools.take_wakes().into_iter().map(|group| group.0).collect();
@@ -120,30 +129,35 @@ fn a_quorum_that_is_slow_sets_the_pace_and_every_group_gets_its_share() {
             groups[at].look(&mut pools, now, at, &mut backlog);
         }
         for (n, left) in left.iter_mut().enumerate() {
-            *left = (*left + RATE * STEP_MS / 1000).min(RATE / 10);
+            *left = (*left + rate * STEP_MS / 1000).min(rate / 10);
             work(&mut groups, &mut pools, now, n, &mut backlog, left);
         }
         check(&pools, groups.iter().map(|group| &group.controller)).expect("the invariants hold");
-        let not_processed: u64 =
-            groups.iter().flat_map(|g| [g.sent[0] - g.matched[0], g.sent[1] - g.matched[1]]).sum();
-        under_way = under_way.max(not_processed * ENTRY_BYTES);
+        let not_processed =
+            [0, 1].map(|n| groups.iter().map(|g| g.sent[n] - g.matched[n]).sum::<u64>() * ENTRY_BYTES);
+        under_way = under_way.max(not_processed[0] + not_processed[1]);
         if step == steps / 2 {
             at_half = groups.iter().map(Group::committed).collect();
+        } else if step > steps / 2 {
+            late = late.max(not_processed[0]).max(not_processed[1]);
         }
     }
     let done: Vec<u64> =
         groups.iter().zip(&at_half).map(|(group, before)| group.committed() - before).collect();
-    let committed = done.iter().sum::<u64>() * ENTRY_BYTES / 10;
+    let committed = done.iter().sum::<u64>() * ENTRY_BYTES * 2_000 / length_ms;
     assert!(
-        committed > RATE * 85 / 100 && committed < RATE * 115 / 100,
-        "{committed} of {RATE} bytes a second"
+        committed > rate * 85 / 100 && committed < rate * 115 / 100,
+        "{committed} of {rate} bytes a second"
     );
     let (sum, squares) = done.iter().fold((0.0, 0.0), |(s, q), n| (s + *n as f64, q + (*n as f64).powi(2)));
     let fairness = sum * sum / (done.len() as f64 * squares);
     assert!(fairness > 0.9, "Jain's index is {fairness}: {done:?}");
     // To each of the two: the tokens, a round of debt of one group, and what is forced with another round.
-    let most = 2 * (limits.regular_bytes + limits.forced_bytes + 2 * 100 * ENTRY_BYTES);
+    let round = 100 * ENTRY_BYTES;
+    let most = 2 * (limits.regular_bytes + limits.forced_bytes + 2 * round);
     assert!(under_way <= most, "{under_way} bytes are under way");
+    // Once the stores are known to be slow: less than a second of what they take, and a round.
+    assert!(late <= rate + round, "{late} bytes are under way to a store that takes {rate} a second");
 }
 
 /// T22: what is held for a replica comes back with the configuration in which it is no member any more, queue or not.

@@ -140,7 +140,7 @@ pub trait Consensus: Send + Sync + 'static {
 /// the metadata.
 pub(crate) fn propose_status(e: &ProposeError) -> Status {
     let status = match e {
-        ProposeError::Overloaded { .. } => Status::resource_exhausted("etcdserver: too many requests"),
+        ProposeError::Overloaded { .. } => outcome::too_many_requests(),
         ProposeError::NoSpace { .. } => Status::resource_exhausted(format!("pontoon: {e}")),
         ProposeError::NoLeader => Status::unavailable("etcdserver: no leader"),
         ProposeError::TimedOut => Status::unavailable("etcdserver: request timed out"),
@@ -156,7 +156,7 @@ pub(crate) fn propose_status(e: &ProposeError) -> Status {
 /// As [`propose_status`], for reads.
 pub(crate) fn read_status(e: &ReadError) -> Status {
     match e {
-        ReadError::Overloaded { .. } => Status::resource_exhausted("etcdserver: too many requests"),
+        ReadError::Overloaded { .. } => outcome::too_many_requests(),
         ReadError::TimedOut => Status::unavailable("etcdserver: request timed out"),
         ReadError::Stopped { .. } => Status::unavailable("etcdserver: server stopped"),
         ReadError::NoReplica { .. } => Status::unavailable(format!("pontoon: {e}; ask another store")),

@@ -27,6 +27,18 @@ pub mod outcome {
         status.metadata_mut().insert(METADATA, MetadataValue::from_static(outcome));
         status
     }
+
+    /// The metadata by which gRPC servers say when the next attempt should come, in milliseconds.
+    pub const RETRY_AFTER: &str = "grpc-retry-pushback-ms";
+
+    /// A bound was met: RESOURCE_EXHAUSTED in etcd's words, and when to try again. What holds commands up takes about half a
+    /// second to change.
+    #[must_use]
+    pub fn too_many_requests() -> Status {
+        let mut status = Status::resource_exhausted("etcdserver: too many requests");
+        status.metadata_mut().insert(RETRY_AFTER, MetadataValue::from_static("500"));
+        status
+    }
 }
 
 /// A request that makes no sense in the present state: the code and the message that etcd's clients match on.

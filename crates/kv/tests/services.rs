@@ -192,7 +192,10 @@ async fn failures_of_consensus_are_told_as_etcd_tells_them() {
     ];
     for (error, code, message) in cases {
         server.consensus.0.lock().unwrap().propose_error = Some(error);
-        refused(kv.put(put("a", "1")).await, code, message);
+        let status = kv.put(put("a", "1")).await.expect_err("it is refused");
+        let hint = status.metadata().get("grpc-retry-pushback-ms");
+        assert_eq!(hint.is_some(), message == "etcdserver: too many requests", "{status:?}");
+        refused(Err::<(), _>(status), code, message);
     }
     server.consensus.0.lock().unwrap().read_error = Some(ReadError::TimedOut);
     refused(kv.range(get("a")).await, Code::Unavailable, "etcdserver: request timed out");

@@ -20,12 +20,10 @@ use pontoon_raft_core::types::{Entry, GroupId, LogIndex, ReplicaId, StoreId, Ter
 use pontoon_transport::{FEATURE_REPORTS, Report};
 
 use crate::group_host::GroupHost;
+use crate::line::Line;
 
 /// A group whose commands wait for tokens is looked at this often, in milliseconds, whether it is woken or not.
 const LOOK_MS: u64 = 50;
-/// Relayed commands that wait for tokens for so long, without one that could begin, are refused, in milliseconds: soon enough
-/// that their callers hear it within their time.
-const REFUSE_AFTER_MS: u64 = 4_000;
 
 /// What all shards of a store share.
 #[derive(Debug)]
@@ -40,6 +38,8 @@ pub(crate) struct Flow {
     next_pass: AtomicU64,
     /// Stores that report what they admit.
     reporting: RwLock<HashSet<StoreId>>,
+    /// Commands that wait for tokens.
+    pub(crate) line: Line,
 }
 
 impl Flow {
@@ -51,6 +51,7 @@ impl Flow {
             answered_micros: AtomicU64::new(0),
             next_pass: AtomicU64::new(u64::MAX),
             reporting: RwLock::default(),
+            line: Line::default(),
         };
         flow.set_mode(mode);
         flow
@@ -154,8 +155,6 @@ pub(crate) struct GroupFlow {
     elastic: Vec<Range<LogIndex>>,
     /// Commands wait for tokens: when to look again.
     look_at: Option<u64>,
-    /// Since when relayed commands wait without any that could begin.
-    pub(crate) relayed_wait_since: Option<u64>,
 }
 
 impl GroupFlow {
@@ -167,7 +166,6 @@ impl GroupFlow {
             credits: BTreeMap::new(),
             elastic: Vec::new(),
             look_at: None,
-            relayed_wait_since: None,
         }
     }
 
@@ -240,15 +238,6 @@ impl GroupFlow {
     pub(crate) fn describe(&self) -> Option<String> {
         self.controller.as_ref().map(ToString::to_string)
     }
-}
-
-/// Whether relayed commands that cannot begin have waited long enough to be refused.
-pub(crate) fn refuses_relayed(host: &mut GroupHost, now: u64, some_began: bool) -> bool {
-    if some_began {
-        host.flow.relayed_wait_since = None;
-    }
-    let since = *host.flow.relayed_wait_since.get_or_insert(now);
-    now.saturating_sub(since) > REFUSE_AFTER_MS
 }
 
 /// Begins a look: opens and closes the controller as leadership comes and goes, and tells it of the followers.

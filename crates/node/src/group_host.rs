@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use crate::failure::MemberSteps;
 use crate::flow::GroupFlow;
 use crate::hand_over::HandOver;
+use crate::line::Spot;
 use crate::shared::{GroupShared, ReadResult};
 
 /// Marks in the running total of log bytes are this far apart; it bounds both their number and the error of a cut.
@@ -36,8 +37,8 @@ pub(crate) struct GroupHost {
     /// Commands that other stores relayed, and their bytes.
     pub(crate) relayed: Vec<(StoreId, RelayedProposal)>,
     pub(crate) relayed_bytes: usize,
-    /// Relayed commands that wait while somebody else is asked to lead. To their stores they are in progress.
-    pub(crate) held: Vec<(StoreId, RelayedProposal)>,
+    /// Relayed commands that wait, for tokens or while somebody else is asked to lead. To their stores they are in progress.
+    pub(crate) held: Vec<HeldCommand>,
     /// What this store relayed to leaders elsewhere.
     pub(crate) relay: Relay,
     /// What other stores relayed to this one.
@@ -81,6 +82,15 @@ pub(crate) struct GroupHost {
     /// The term in which a failure test has handed this leadership over.
     pub(crate) failure_handed_over: Option<Term>,
     pub(crate) failure_members: MemberSteps,
+}
+
+/// A command that another store relayed, and that waits.
+#[derive(Debug)]
+pub(crate) struct HeldCommand {
+    pub(crate) from: StoreId,
+    pub(crate) command: RelayedProposal,
+    /// While it waits for tokens.
+    pub(crate) spot: Option<Spot>,
 }
 
 /// Runs of other stores that a group remembers; one that is forgotten ended that many restarts ago, and its connections with it.

@@ -12,6 +12,7 @@ mod group_host;
 mod hand_over;
 mod inbound;
 mod introduction;
+mod line;
 pub mod lineage;
 mod link_timers;
 mod membership;

@@ -11,6 +11,7 @@ use pontoon_raft_core::types::{EntryId, Term};
 use tokio::sync::oneshot;
 
 use crate::error::ProposeError;
+use crate::line::Spot;
 
 /// What a relayed command costs beside its data.
 pub(crate) const RELAYED_CHARGE_BYTES: usize = 160;
@@ -33,11 +34,13 @@ pub(crate) struct Waiter {
     pub(crate) number: u64,
     /// The leader said that the command is in progress: the caller is not told otherwise before this.
     pub(crate) alive_until: Option<tokio::time::Instant>,
+    /// While it waits here for tokens.
+    pub(crate) spot: Option<Spot>,
 }
 
 impl Waiter {
     pub(crate) fn new(reply: oneshot::Sender<ProposalResult>, class: Class, data: Bytes) -> Self {
-        Self { reply, class, data, attempt: Attempt::default(), number: 0, alive_until: None }
+        Self { reply, class, data, attempt: Attempt::default(), number: 0, alive_until: None, spot: None }
     }
 
     /// Whether an answer about this attempt says something about the command now.
@@ -121,6 +124,11 @@ impl Budget {
         let place = Place { budget: Arc::clone(self), bytes };
         // A single command larger than what is left may still go alone, or it could never go at all.
         (count < self.count_max && (held == 0 || held + bytes <= self.bytes_max)).then_some(place)
+    }
+
+    /// The most bytes that wait.
+    pub(crate) const fn bytes_max(&self) -> usize {
+        self.bytes_max
     }
 
     /// What waits now: count and bytes.

@@ -10,9 +10,10 @@ use pontoon_storage::NoSpace;
 use pontoon_transport::{NotQueued, ProposalOutcome, ProposalReply, QueueFull, RelayedProposal, Transport};
 
 use crate::error::{ProposeError, ReadError};
-use crate::flow::{Flow, Gate, refuses_relayed};
-use crate::group_host::{GroupHost, ReadBatch};
+use crate::flow::{Flow, Gate};
+use crate::group_host::{GroupHost, HeldCommand, ReadBatch};
 use crate::hand_over::Room;
+use crate::line::Look;
 use crate::proposals::RELAYED_CHARGE_BYTES;
 
 /// How long a command or read that found no leader waits before it looks again, if nothing changes meanwhile.
@@ -59,12 +60,20 @@ pub(crate) fn route_commands(
     let mut ids = std::mem::take(&mut host.arrived);
     if host.core.is_leader() {
         let (mut proposals, mut classes) = (Vec::new(), Vec::new());
+        let mut look = Look::new(&flow.line, now);
         ids.retain(|id| {
-            let Some(waiter) = waiters.get(id) else { return false };
-            if !gate.passes(&mut host.flow, flow, waiter.class, waiter.data.len()) {
-                host.arrived.push(*id);
+            let Some(waiter) = waiters.get_mut(id) else { return false };
+            let (class, bytes) = (waiter.class, waiter.data.len());
+            if !gate.passes(&mut host.flow, flow, class, bytes) {
+                if look.waits(&mut waiter.spot, class, bytes) {
+                    host.arrived.push(*id);
+                } else if let Some(waiter) = waiters.remove(id) {
+                    let what = "what the followers' stores take now";
+                    let _ = waiter.reply.send(Err(ProposeError::Overloaded { what }));
+                }
                 return false;
             }
+            waiter.spot = None;
             proposals.push(Proposal { id: *id, data: waiter.data.clone(), prerequisite: None });
             classes.push(waiter.class);
             true
@@ -115,6 +124,7 @@ pub(crate) fn route_commands(
                 Ok(()) => {
                     waiter.attempt.handed_on(term);
                     waiter.number = at.number;
+                    waiter.spot = None;
                 }
                 Err(QueueFull { why: NotQueued::Messages { .. } | NotQueued::Bytes { .. }, .. }) => {
                     if let Some(waiter) = waiters.remove(&id) {
@@ -176,22 +186,22 @@ fn take_relayed(
         let verdict =
             if p.asks { ledger.asked(p.term, p.at, leads) } else { ledger.receive(p.term, p.at, leads) };
         match verdict {
-            Verdict::Take => host.held.push((from, p)),
+            Verdict::Take => host.held.push(HeldCommand { from, command: p, spot: None }),
             Verdict::InProgress => answer(from, &p, &ProposalOutcome::InProgress),
             Verdict::NotTaken => answer(from, &p, &not_leader),
             Verdict::Silent => {}
         }
     }
     if no_space.is_some() && host.hand_over.room != Room::Refused {
-        host.relayed_bytes = host.held.iter().map(|(_, p)| p.data.len() + RELAYED_CHARGE_BYTES).sum();
+        host.relayed_bytes = held_bytes(&host.held);
         return;
     }
     let (fit, late): (Vec<_>, Vec<_>) =
-        std::mem::take(&mut host.held).into_iter().partition(|(_, p)| is_leader && p.term == term);
-    let mut refuse = |refused: Vec<(StoreId, RelayedProposal)>, why: &ProposalOutcome| {
-        for (from, p) in refused {
-            host.ledgers.of(from, p.id).refused(p.term, p.at.number);
-            answer(from, &p, why);
+        std::mem::take(&mut host.held).into_iter().partition(|held| is_leader && held.command.term == term);
+    let mut refuse = |refused: Vec<HeldCommand>, why: &ProposalOutcome| {
+        for HeldCommand { from, command, .. } in refused {
+            host.ledgers.of(from, command.id).refused(command.term, command.at.number);
+            answer(from, &command, why);
         }
     };
     refuse(late, &not_leader);
@@ -201,39 +211,45 @@ fn take_relayed(
     if let Some(no_space) = no_space {
         return refuse(fit, &ProposalOutcome::NoSpace { what: no_space.to_string() });
     }
-    let (fit, waiting): (Vec<_>, Vec<_>) =
-        fit.into_iter().partition(|(_, p)| gate.passes(&mut host.flow, flow, p.class, p.data.len()));
-    if waiting.is_empty() {
-        host.flow.relayed_wait_since = None;
-    } else if refuses_relayed(host, now, !fit.is_empty()) {
-        for (from, p) in waiting {
-            host.ledgers.of(from, p.id).refused(p.term, p.at.number);
-            answer(from, &p, &ProposalOutcome::Overloaded);
+    let (mut begin, mut waiting, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+    let mut look = Look::new(&flow.line, now);
+    for mut held in fit {
+        let (class, bytes) = (held.command.class, held.command.data.len());
+        if gate.passes(&mut host.flow, flow, class, bytes) {
+            begin.push(held);
+        } else if look.waits(&mut held.spot, class, bytes) {
+            waiting.push(held);
+        } else {
+            refused.push(held);
         }
-    } else {
-        host.relayed_bytes = waiting.iter().map(|(_, p)| p.data.len() + RELAYED_CHARGE_BYTES).sum();
+    }
+    refuse(refused, &ProposalOutcome::Overloaded);
+    if !waiting.is_empty() {
+        host.relayed_bytes = held_bytes(&waiting);
         host.held = waiting;
         host.flow.waits(now);
     }
-    if fit.is_empty() {
+    if begin.is_empty() {
         return;
     }
-    let proposals = fit.iter().map(|(_, p)| Proposal { id: p.id, data: p.data.clone(), prerequisite: None });
-    let mut refuse = |refused: Vec<(StoreId, RelayedProposal)>, why: &ProposalOutcome| {
-        for (from, p) in refused {
-            host.ledgers.of(from, p.id).refused(p.term, p.at.number);
-            answer(from, &p, why);
-        }
-    };
+    let proposals = begin.iter().map(|HeldCommand { command, .. }| Proposal {
+        id: command.id,
+        data: command.data.clone(),
+        prerequisite: None,
+    });
     match host.core.propose(now, proposals) {
         // The relaying store hears of the outcome from its own log.
         Ok(range) => {
             host.relayed_upto = range.end.prev();
-            host.flow.note_proposed(range, fit.iter().map(|(_, p)| p.class));
+            host.flow.note_proposed(range, begin.iter().map(|held| held.command.class));
         }
-        Err(CoreProposeError::Overloaded { .. }) => refuse(fit, &ProposalOutcome::Overloaded),
-        Err(_) => refuse(fit, &not_leader),
+        Err(CoreProposeError::Overloaded { .. }) => refuse(begin, &ProposalOutcome::Overloaded),
+        Err(_) => refuse(begin, &not_leader),
     }
+}
+
+fn held_bytes(held: &[HeldCommand]) -> usize {
+    held.iter().map(|held| held.command.data.len() + RELAYED_CHARGE_BYTES).sum()
 }
 
 /// Asks the leader about relayed commands of which nothing was heard, and gives up those about which it says nothing.

@@ -28,6 +28,7 @@ use tower::{Layer, Service};
 
 use crate::directory::KeyspaceDirectory;
 use crate::lookup::Lookups;
+use crate::reach::answers;
 use crate::tls::StoreDialer;
 use crate::vouch::{VOUCHED, Vouchers};
 
@@ -201,7 +202,7 @@ impl Shared {
         let registry = Arc::clone(&self.registry.borrow());
         // One that this store has a connection with, if there is one.
         let links = self.node.transport().links();
-        let up = |store: &&StoreId| links.iter().any(|l| l.store == **store && l.connected);
+        let up = |store: &&StoreId| links.iter().any(|l| l.store == **store && answers(l));
         let store = stores.iter().find(up).or_else(|| stores.first());
         let address = store
             .and_then(|store| registry.stores.get(&store.0))

@@ -320,6 +320,11 @@ fn encode_flow(encoder: &mut DescriptorEncoder<'_>, flow: &FlowView) -> Result<(
     for view in &flow.stores {
         ConstGauge::new(view.forced_bytes as f64).encode(family.encode_family(&[store(view)])?)?;
     }
+    let help = "What bounds the tokens for commands to begin beside the limits: what the store admits in half a second";
+    let mut family = encoder.encode_descriptor("flow_window_bytes", help, None, MetricType::Gauge)?;
+    for view in &flow.stores {
+        ConstGauge::new(view.window_bytes as f64).encode(family.encode_family(&[store(view)])?)?;
+    }
     let help = "The pace that elastic work and catching up share, in bytes a second";
     let pace = ConstGauge::new(flow.elastic_bytes_per_second as f64);
     pace.encode(encoder.encode_descriptor(

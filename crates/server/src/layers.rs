@@ -88,8 +88,7 @@ where
                 Poll::Ready(Ok(response.map(|body| Held { body, _permit: permit })))
             }
             Self::Refused => {
-                let status = Status::resource_exhausted("etcdserver: too many requests");
-                let status = outcome::mark(status, outcome::NOT_EXECUTED);
+                let status = outcome::mark(outcome::too_many_requests(), outcome::NOT_EXECUTED);
                 Poll::Ready(Ok(status.into_http::<B>().map(|body| Held { body, _permit: None })))
             }
         }

@@ -30,6 +30,7 @@ mod layers;
 mod lookup;
 mod members;
 mod pings;
+mod reach;
 mod reconcile;
 mod sending;
 mod shutdown;

@@ -2,7 +2,6 @@
 //! of each group makes its members what is wished and tells the registry when that is done. Nobody remembers anything: each
 //! step is read off the registry and the group's own configuration, so whoever leads next goes on.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,10 +12,10 @@ use pontoon_node::meta::{
 use pontoon_node::{ChangeMembersError, DriverStep, Node};
 use pontoon_raft_core::status::Status;
 use pontoon_raft_core::types::{ReplicaId, Role, StoreId};
-use pontoon_transport::Lane;
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::reach::reached;
 use crate::reconcile;
 use crate::spread::Spread;
 
@@ -198,9 +197,9 @@ impl Members {
     }
 
     fn observed(&self) -> Observed {
-        let links = self.node.transport().links();
-        let up = links.iter().filter(|l| l.lane == Lane::Control && l.connected).map(|l| l.store.0);
-        Observed { alive: up.chain([self.node.store().0]).collect::<BTreeSet<_>>() }
+        let mut alive = reached(&self.node.transport().links());
+        alive.insert(self.node.store().0);
+        Observed { alive }
     }
 }
 

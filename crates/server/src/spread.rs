@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use pontoon_node::Node;
 use pontoon_node::meta::{META_GROUP, Registry, StoreRecord};
 use pontoon_raft_core::types::{GroupId, StoreId};
-use pontoon_transport::Lane;
+
+use crate::reach::reached;
 
 /// A difference of so many leaderships is nobody's concern ...
 const DIFFERENCE_MIN: usize = 8;
@@ -31,10 +32,11 @@ impl Spread {
 
     /// Looks, and hands some leaderships over if that makes them more even.
     pub(crate) async fn step(&mut self, node: &Node, registry: &Registry) {
-        let links = node.transport().links();
-        let up =
-            |store: u64| links.iter().any(|l| l.store.0 == store && l.lane == Lane::Control && l.connected);
-        let takes = |s: &&StoreRecord| s.stays() && !s.learner && (s.store == node.store().0 || up(s.store));
+        // One that does not answer would cost each of these groups an election timer in which it takes no commands.
+        let reached = reached(&node.transport().links());
+        let takes = |s: &&StoreRecord| {
+            s.stays() && !s.learner && (s.store == node.store().0 || reached.contains(&s.store))
+        };
         let stores: Vec<_> = registry.stores.values().filter(takes).map(|s| s.store).collect();
         let leader = |group: GroupId| node.leadership(group).and_then(|(_, leader)| leader).map(|s| s.0);
         let groups: Vec<_> = registry

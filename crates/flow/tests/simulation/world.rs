@@ -600,11 +600,16 @@ fn held(view: &StoreView, limits: &Limits) -> u64 {
 }
 
 fn is_full(view: &StoreView, limits: &Limits) -> bool {
-    let full = |available: PerClass<i64>| {
+    let full = |available: PerClass<i64>, limits: &Limits| {
         available.regular == i64::try_from(limits.regular_bytes).expect("small")
             && available.elastic == i64::try_from(limits.elastic_bytes).expect("small")
     };
-    full(view.eval_available) && full(view.send_available)
+    let window = Limits {
+        regular_bytes: limits.regular_bytes.min(view.window_bytes),
+        elastic_bytes: limits.elastic_bytes.min(view.window_bytes / 2),
+        ..*limits
+    };
+    full(view.eval_available, &window) && full(view.send_available, limits)
 }
 
 impl Group {

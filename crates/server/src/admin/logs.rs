@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status};
 
 use super::{AdminService, FORWARDED};
 use crate::compose;
+use crate::reach::answers;
 
 /// Bytes of the entries of one answer.
 const PAGE_BYTES: usize = 1 << 20;
@@ -111,7 +112,7 @@ impl AdminService {
         }
         let stores = self.directory.elsewhere(name).unwrap_or_default();
         let links = self.node.transport().links();
-        let up = |store: &&StoreId| links.iter().any(|l| l.store == **store && l.connected);
+        let up = |store: &&StoreId| links.iter().any(|l| l.store == **store && answers(l));
         let registry = self.registry();
         let address = stores
             .iter()

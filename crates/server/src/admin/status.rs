@@ -11,6 +11,7 @@ use pontoon_transport::{Direction, Lane};
 use tonic::Status;
 
 use super::AdminService;
+use crate::reach::reached;
 
 fn store_state(state: StoreState) -> api::StoreState {
     match state {
@@ -32,11 +33,7 @@ fn group_kind(kind: GroupKind) -> api::GroupKind {
 impl AdminService {
     pub(super) fn cluster_status(&self) -> api::ClusterStatus {
         let registry = self.registry();
-        let links = self.node.transport().links();
-        let connected = |store: u64| {
-            let control = |l: &&pontoon_transport::LinkStatus| l.lane == Lane::Control && l.connected;
-            links.iter().filter(control).any(|l| l.store.0 == store)
-        };
+        let reached = reached(&self.node.transport().links());
         let mut groups = Vec::new();
         for record in registry.all_groups() {
             let replicas = record.replicas.iter().map(|r| r.store).collect();
@@ -61,7 +58,7 @@ impl AdminService {
                 .into(),
                 leaders: groups.iter().filter(|g| g.leader == Some(store.store)).count() as u64,
                 replicas: groups.iter().filter(|g| g.replicas.contains(&store.store)).count() as u64,
-                alive: store.store == self.header.store.0 || connected(store.store),
+                alive: store.store == self.header.store.0 || reached.contains(&store.store),
                 fenced,
             })
             .collect();
@@ -83,6 +80,7 @@ impl AdminService {
             waiting_groups_regular: view.waiting_groups.regular as u64,
             waiting_groups_elastic: view.waiting_groups.elastic as u64,
             waiting_queues: view.waiting_queues as u64,
+            window_bytes: view.window_bytes,
         };
         api::FlowControl {
             mode: flow.mode.name().to_owned(),

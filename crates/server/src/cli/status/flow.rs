@@ -29,6 +29,7 @@ struct PoolsDocument {
     waiting_groups_regular: u64,
     waiting_groups_elastic: u64,
     waiting_queues: u64,
+    window_bytes: u64,
 }
 
 impl From<FlowControl> for FlowDocument {
@@ -57,6 +58,7 @@ impl From<FlowPools> for PoolsDocument {
             waiting_groups_regular: pools.waiting_groups_regular,
             waiting_groups_elastic: pools.waiting_groups_elastic,
             waiting_queues: pools.waiting_queues,
+            window_bytes: pools.window_bytes,
         }
     }
 }
@@ -76,6 +78,7 @@ impl FlowDocument {
                 "waiting>",
                 "elastic>",
                 "queues>",
+                "window KiB>",
             ],
             self.stores.iter().map(|pools| {
                 [
@@ -88,6 +91,7 @@ impl FlowDocument {
                     pools.waiting_groups_regular.to_string(),
                     pools.waiting_groups_elastic.to_string(),
                     pools.waiting_queues.to_string(),
+                    (pools.window_bytes / 1024).to_string(),
                 ]
             }),
         );
@@ -120,6 +124,7 @@ pub(super) fn example() -> (FlowControl, serde_json::Value) {
             waiting_groups_regular: 4,
             waiting_groups_elastic: 5,
             waiting_queues: 6,
+            window_bytes: 7,
         }],
     };
     let json = serde_json::json!({
@@ -129,7 +134,7 @@ pub(super) fn example() -> (FlowControl, serde_json::Value) {
         "stores": [{
             "store": "0000000000000002", "eval_regular_bytes": 100, "eval_elastic_bytes": -100,
             "send_regular_bytes": 200, "send_elastic_bytes": -200, "forced_bytes": 3,
-            "waiting_groups_regular": 4, "waiting_groups_elastic": 5, "waiting_queues": 6
+            "waiting_groups_regular": 4, "waiting_groups_elastic": 5, "waiting_queues": 6, "window_bytes": 7
         }]
     });
     (flow, json)

@@ -15,6 +15,7 @@ mod proxy;
 mod quorum;
 mod restart;
 mod slow;
+mod stopped;
 mod storm;
 
 use std::sync::Arc;
@@ -38,6 +39,8 @@ pub(crate) struct WeatherArguments {
 enum Test {
     /// T1: one follower gets a tenth of what it needs, then it is stopped.
     SlowFollower(LoadArguments),
+    /// A follower is stopped under full load: the slowest writes of the others, for each second.
+    StoppedFollower(LoadArguments),
     /// T2: the delay of heartbeats while the log lane of a slow link is full.
     Control(ControlArguments),
     /// T3: the same while giant entries cross the link.
@@ -79,6 +82,9 @@ pub(crate) struct LoadArguments {
     /// Which part of the most that the cluster can do is offered, where a fixed rate is.
     #[arg(long, default_value_t = 0.5)]
     share: f64,
+    /// What flow control governs (stopped-follower only; the others say themselves).
+    #[arg(long, default_value = "elastic")]
+    mode: String,
     /// How often the modes are measured in turn, there and back (overhead only).
     #[arg(long, default_value_t = 3)]
     rounds: u64,
@@ -161,6 +167,7 @@ impl Verdict {
 pub(crate) async fn run(arguments: &WeatherArguments) -> anyhow::Result<bool> {
     match &arguments.test {
         Test::SlowFollower(arguments) => slow::run(arguments).await,
+        Test::StoppedFollower(arguments) => stopped::run(arguments).await,
         Test::Control(arguments) => control::run(arguments, control::Entries::Usual).await,
         Test::GiantEntries(arguments) => control::run(arguments, control::Entries::Giant).await,
         Test::Restart(arguments) => restart::run(arguments).await,
