@@ -117,7 +117,7 @@
 //!
 //! # Code map
 //! `class.rs` and `limits.rs` are words and numbers. `pools.rs` is what groups share, `fifo.rs` their turns, `pace.rs` how fast
-//! elastic work goes. `controller.rs` is one group's events, `stream.rs` what it holds for one follower; `eval.rs` and `plan.rs`
+//! elastic work goes, and `usual.rs` whether regular work suffers. `controller.rs` is one group's events, `stream.rs` what it holds for one follower; `eval.rs` and `plan.rs`
 //! are its two decisions. `follower.rs` and `credits.rs` are the other end. `check.rs` judges all of it.
 //!
 //! # Where it differs from its models
@@ -139,6 +139,7 @@ mod pace;
 mod plan;
 mod pools;
 mod stream;
+mod usual;
 
 pub use check::{Violation, check};
 pub use class::{Bytes, Class, PerClass};
@@ -151,3 +152,4 @@ pub use limits::{
 };
 pub use pools::{Counters, Pools, StoreView};
 pub use stream::EntryCost;
+pub use usual::Usual;

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use pontoon_raft_core::Group;
 use pontoon_raft_core::relay::{Ledger, Relay};
-use pontoon_raft_core::types::{Entry, EntryId, LogIndex, ReplicaId, SnapshotMeta, StoreId, Term, Ticket};
+use pontoon_raft_core::types::{
+    Entry, EntryId, LogIndex, ReplicaId, Role, SnapshotMeta, StoreId, Term, Ticket,
+};
 use pontoon_storage::GroupLog;
 use pontoon_transport::RelayedProposal;
 use tokio::sync::oneshot;
@@ -124,6 +126,22 @@ pub struct Election {
     pub asked: bool,
     /// When it was won.
     pub won_ms: Option<u64>,
+}
+
+impl Election {
+    /// What the last election is once the replica has come into this role, in another term or under another leader than
+    /// before. `asked`: it was asked to lead.
+    pub(crate) fn next(last: Option<Self>, role: Role, asked: bool, now: u64) -> Option<Self> {
+        let begun = Self { started_ms: now, asked, won_ms: None };
+        match role {
+            Role::Candidate => Some(begun),
+            // Who is alone wins without having stood.
+            Role::Leader => {
+                Some(Self { won_ms: Some(now), ..last.filter(|e| e.won_ms.is_none()).unwrap_or(begun) })
+            }
+            Role::Follower | Role::PreCandidate => last,
+        }
+    }
 }
 
 impl GroupHost {
