@@ -85,6 +85,16 @@ pub(crate) struct GroupHost {
     pub(crate) failure_members: MemberSteps,
 }
 
+/// What is left of a replica that was closed: a replica that moves away may come back, and to the other stores this process is
+/// who it was.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Earlier {
+    /// The last number under which it relayed a command.
+    relayed: u64,
+    /// Up to here it may have led, and taken what others relayed.
+    term: Term,
+}
+
 /// Runs of other stores that a group remembers; one that is forgotten ended that many restarts ago, and its connections with it.
 const LEDGERS_MAX: usize = 16;
 
@@ -191,6 +201,17 @@ impl GroupHost {
             failure_handed_over: None,
             failure_members: MemberSteps::default(),
         }
+    }
+
+    /// What the next replica of the group in this process has to know of this one.
+    pub(crate) fn earlier(&self) -> Earlier {
+        Earlier { relayed: self.relay.last(), term: self.core.term().max(self.ledgers.restored) }
+    }
+
+    /// This replica comes after another one of the group in this process.
+    pub(crate) fn come_after(&mut self, earlier: Earlier) {
+        self.relay = Relay::after(earlier.relayed);
+        self.ledgers.restored = self.ledgers.restored.max(earlier.term);
     }
 
     /// Notes what is about to be appended.

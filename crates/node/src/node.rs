@@ -185,6 +185,7 @@ impl Node {
                     failures: Arc::clone(&failures),
                     wakes: std::collections::BTreeSet::new(),
                     groups: HashMap::new(),
+                    earlier: HashMap::new(),
                     timers: Timers::default(),
                     dirty: Vec::new(),
                     permits: Vec::new(),
