@@ -121,8 +121,8 @@
 //!
 //! # Code map
 //! `class.rs` and `limits.rs` are words and numbers. `pools.rs` is what groups share, `fifo.rs` their turns, `pace.rs` how fast
-//! elastic work goes, `window.rs` how much of a pool a slow store has. `controller.rs` is one group's events, `stream.rs` what it holds for one follower; `eval.rs` and `plan.rs`
-//! are its two decisions. `follower.rs` and `credits.rs` are the other end. `check.rs` judges all of it.
+//! elastic work goes, `usual.rs` whether regular work suffers, `window.rs` how much of a pool a slow store has. `controller.rs`
+//! is one group's events, `stream.rs` what it holds for one follower; `eval.rs` and `plan.rs` are its two decisions. `follower.rs` and `credits.rs` are the other end. `check.rs` judges all of it.
 //!
 //! # Where it differs from its models
 //! The ideas are those of CockroachDB's second replication admission control; these parts are not. A follower knows no class of an
@@ -143,6 +143,7 @@ mod pace;
 mod plan;
 mod pools;
 mod stream;
+mod usual;
 mod window;
 
 pub use check::{Violation, check};
@@ -156,3 +157,4 @@ pub use limits::{
 };
 pub use pools::{Counters, Pools, StoreView};
 pub use stream::EntryCost;
+pub use usual::Usual;

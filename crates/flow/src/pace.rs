@@ -6,6 +6,8 @@
 //! usual, and shrinks as soon as they take longer. Below a floor it never goes, which is above what the queues grow by: a
 //! follower that lags catches up, however busy the store is.
 
+use crate::usual::Usual;
+
 /// Judged over at least this long, in milliseconds.
 const JUDGE_MS: u64 = 100;
 /// And over so many regular commands, for fewer say little ...
@@ -20,8 +22,6 @@ const RATE_MAX: u64 = 1 << 30;
 const BURST_MS: u64 = 20;
 /// The least burst, in bytes: one entry in the usual case.
 const BURST_BYTES_MIN: u64 = 32 << 10;
-/// Regular commands may take this much longer than usual, in microseconds, and a quarter more: that is noise.
-const SLACK_MICROS: u64 = 250;
 /// How far ahead a host should look again while somebody waits, in milliseconds.
 const STEP_MS: u64 = 5;
 
@@ -44,10 +44,8 @@ pub(crate) struct Pace {
     queued: u64,
     /// Since then somebody had to wait for it.
     short: bool,
-    /// Regular commands were answered in the time before.
-    had_commands: bool,
-    /// What a regular command usually takes, in microseconds.
-    usual_micros: Option<u64>,
+    /// What regular commands usually take.
+    usual: Usual,
 }
 
 impl Default for Pace {
@@ -63,8 +61,7 @@ impl Default for Pace {
             spent: 0,
             queued: 0,
             short: false,
-            had_commands: false,
-            usual_micros: None,
+            usual: Usual::default(),
         };
         pace.allowance = pace.burst();
         pace
@@ -132,13 +129,7 @@ impl Pace {
     }
 
     fn judge(&mut self, judged_ms: u64) {
-        let mean = self.micros.checked_div(self.commands);
-        let disturbed = match (mean, self.usual_micros) {
-            (Some(mean), Some(usual)) => mean > usual + usual / 4 + SLACK_MICROS,
-            (Some(_), None) => false,
-            // Those that were there a moment ago may be stuck.
-            (None, _) => self.had_commands,
-        };
+        let disturbed = self.usual.judge(self.commands, self.micros, self.spent > 0);
         let rate = if disturbed {
             self.good = self.rate / 4 * 3;
             self.good
@@ -153,13 +144,6 @@ impl Pace {
         };
         let growth = self.queued.saturating_mul(1000) / judged_ms.max(1);
         self.rate = rate.clamp((RATE_MIN + growth.saturating_add(growth / 4)).min(RATE_MAX), RATE_MAX);
-        if let Some(mean) = mean {
-            let usual = self.usual_micros.unwrap_or(mean);
-            // While elastic work goes on, what it makes slower must not become usual, unless it stays so for long.
-            let weight = if mean > usual && self.spent > 0 { 256 } else { 8 };
-            self.usual_micros = Some(usual.saturating_add(mean / weight).saturating_sub(usual / weight));
-        }
-        self.had_commands = self.commands > 0;
         (self.commands, self.micros, self.spent, self.queued, self.short) = (0, 0, 0, 0, false);
     }
 }

@@ -31,9 +31,12 @@ pub(crate) struct Flow {
     pools: Mutex<Pools>,
     /// A copy of the pools' mode, to be read without the lock.
     mode: AtomicU8,
-    /// Regular commands that were answered since the last pass, and what they took together in microseconds.
+    /// Regular commands that were answered, and what they took together in microseconds; and how many of both the last pass
+    /// has seen. Those change under the pools' lock alone.
     answered: AtomicU64,
     answered_micros: AtomicU64,
+    passed: AtomicU64,
+    passed_micros: AtomicU64,
     /// A copy of when the pools are to be passed over next; `u64::MAX`: not before something happens.
     next_pass: AtomicU64,
     /// Stores that report what they admit.
@@ -49,6 +52,8 @@ impl Flow {
             mode: AtomicU8::new(0),
             answered: AtomicU64::new(0),
             answered_micros: AtomicU64::new(0),
+            passed: AtomicU64::new(0),
+            passed_micros: AtomicU64::new(0),
             next_pass: AtomicU64::new(u64::MAX),
             reporting: RwLock::default(),
             line: Line::default(),
@@ -84,13 +89,19 @@ impl Flow {
             .fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
+    /// Regular commands that were answered since the node started, and the microseconds that they took together.
+    pub(crate) fn answered(&self) -> (u64, u64) {
+        (self.answered.load(Ordering::Relaxed), self.answered_micros.load(Ordering::Relaxed))
+    }
+
     /// A turn of a shard's loop: elastic work goes on at its pace. Returns the groups that are to be looked at.
     pub(crate) fn pass(&self, now: u64) -> BTreeSet<GroupId> {
         // One after the other: a command that falls in between counts a little too much or too little.
-        let commands = self.answered.swap(0, Ordering::Relaxed);
-        let micros = self.answered_micros.swap(0, Ordering::Relaxed);
         let mut pools = self.lock();
-        pools.pass(now, commands, micros);
+        let (commands, micros) = self.answered();
+        let commands_before = self.passed.swap(commands, Ordering::Relaxed);
+        let micros_before = self.passed_micros.swap(micros, Ordering::Relaxed);
+        pools.pass(now, commands - commands_before, micros - micros_before);
         self.next_pass.store(pools.next_pass().unwrap_or(u64::MAX), Ordering::Relaxed);
         pools.take_wakes()
     }

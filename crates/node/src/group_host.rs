@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use pontoon_raft_core::Group;
 use pontoon_raft_core::relay::{Ledger, Relay};
-use pontoon_raft_core::types::{Entry, EntryId, LogIndex, ReplicaId, SnapshotMeta, StoreId, Term, Ticket};
+use pontoon_raft_core::types::{
+    Entry, EntryId, LogIndex, ReplicaId, Role, SnapshotMeta, StoreId, Term, Ticket,
+};
 use pontoon_storage::GroupLog;
 use pontoon_transport::RelayedProposal;
 use tokio::sync::oneshot;
@@ -93,6 +95,16 @@ pub(crate) struct HeldCommand {
     pub(crate) spot: Option<Spot>,
 }
 
+/// What is left of a replica that was closed: a replica that moves away may come back, and to the other stores this process is
+/// who it was.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Earlier {
+    /// The last number under which it relayed a command.
+    relayed: u64,
+    /// Up to here it may have led, and taken what others relayed.
+    term: Term,
+}
+
 /// Runs of other stores that a group remembers; one that is forgotten ended that many restarts ago, and its connections with it.
 const LEDGERS_MAX: usize = 16;
 
@@ -134,6 +146,22 @@ pub struct Election {
     pub asked: bool,
     /// When it was won.
     pub won_ms: Option<u64>,
+}
+
+impl Election {
+    /// What the last election is once the replica has come into this role, in another term or under another leader than
+    /// before. `asked`: it was asked to lead.
+    pub(crate) fn next(last: Option<Self>, role: Role, asked: bool, now: u64) -> Option<Self> {
+        let begun = Self { started_ms: now, asked, won_ms: None };
+        match role {
+            Role::Candidate => Some(begun),
+            // Who is alone wins without having stood.
+            Role::Leader => {
+                Some(Self { won_ms: Some(now), ..last.filter(|e| e.won_ms.is_none()).unwrap_or(begun) })
+            }
+            Role::Follower | Role::PreCandidate => last,
+        }
+    }
 }
 
 impl GroupHost {
@@ -183,6 +211,17 @@ impl GroupHost {
             failure_handed_over: None,
             failure_members: MemberSteps::default(),
         }
+    }
+
+    /// What the next replica of the group in this process has to know of this one.
+    pub(crate) fn earlier(&self) -> Earlier {
+        Earlier { relayed: self.relay.last(), term: self.core.term().max(self.ledgers.restored) }
+    }
+
+    /// This replica comes after another one of the group in this process.
+    pub(crate) fn come_after(&mut self, earlier: Earlier) {
+        self.relay = Relay::after(earlier.relayed);
+        self.ledgers.restored = self.ledgers.restored.max(earlier.term);
     }
 
     /// Notes what is about to be appended.

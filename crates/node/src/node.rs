@@ -29,6 +29,7 @@ use crate::inbound::{Delivery, LogEntries, shard_of, worker_of};
 use crate::lineage::Lineages;
 use crate::link_timers::LinkTimers;
 use crate::membership::EVENTS_MAX;
+use crate::meta::META_GROUP;
 use crate::proposals::{Budget, EntryIds, Waiter};
 use crate::shard::{Input, Shard};
 use crate::shared::GroupShared;
@@ -184,6 +185,7 @@ impl Node {
                     failures: Arc::clone(&failures),
                     wakes: std::collections::BTreeSet::new(),
                     groups: HashMap::new(),
+                    earlier: HashMap::new(),
                     timers: Timers::default(),
                     dirty: Vec::new(),
                     permits: Vec::new(),
@@ -559,7 +561,8 @@ impl Node {
             match tokio::time::timeout_at(deadline, &mut answer).await {
                 Ok(Ok(result)) => {
                     tracing::trace!(done = result.is_ok(), "answered");
-                    if class == Class::Regular && result.is_ok() {
+                    // What drives the stores themselves is no client's.
+                    if class == Class::Regular && group != META_GROUP && result.is_ok() {
                         inner.flow.note_answered(began.elapsed());
                     }
                     return result;
@@ -615,6 +618,19 @@ impl Node {
     #[must_use]
     pub fn leadership(&self, group: GroupId) -> Option<(u64, Option<StoreId>)> {
         self.shared(group).map(|shared| (shared.term(), shared.leader()))
+    }
+
+    /// Regular commands of clients that this node has answered since it started, and the microseconds that they took together.
+    #[must_use]
+    pub fn answered(&self) -> (u64, u64) {
+        self.inner.flow.answered()
+    }
+
+    /// How many members a group had lately, without asking its shard; more in the middle of a change. `None` if it is not
+    /// served here.
+    #[must_use]
+    pub fn member_count(&self, group: GroupId) -> Option<usize> {
+        self.shared(group).map(|shared| shared.members())
     }
 
     /// Recent commit and applied indexes of a group on this store, without asking its shard; `None` if it is not

@@ -135,6 +135,7 @@ impl Shard {
                 mark(&mut self.dirty, host);
             }
             host.shared.set_commit(host.core.commit_index());
+            host.shared.set_members(host.core.configuration().size());
             set_timer(&mut self.timers, host);
         }
         if !batch.groups.is_empty() {
@@ -195,23 +196,15 @@ fn note_leader(host: &mut GroupHost) -> Option<Term> {
 
 fn note_state_change(host: &mut GroupHost, change: &StateChange, now: u64) {
     let group = host.shared.id;
-    match change.role {
-        Role::Candidate => {
-            let asked = std::mem::take(&mut host.asked_to_lead);
-            host.election = Some(Election { started_ms: now, asked, won_ms: None });
-        }
-        Role::Leader => {
-            let asked = std::mem::take(&mut host.asked_to_lead);
-            let open = host.election.filter(|e| e.won_ms.is_none());
-            let begun = open.unwrap_or(Election { started_ms: now, asked, won_ms: None });
-            host.election = Some(Election { won_ms: Some(now), ..begun });
-        }
-        Role::Follower | Role::PreCandidate => host.asked_to_lead = false,
-    }
     let leader = change.leader.map(|l| l.store);
     let was = (host.shared.term(), host.shared.leader());
+    let is_other = was != (change.term.0, leader);
+    if is_other || !matches!(change.role, Role::Candidate | Role::Leader) {
+        let asked = std::mem::take(&mut host.asked_to_lead);
+        host.election = Election::next(host.election, change.role, asked, now);
+    }
     host.shared.set_leadership(change.term.0, leader);
-    if was != (change.term.0, leader) {
+    if is_other {
         let leader = leader.map_or_else(|| "none".to_owned(), |l| l.to_string());
         tracing::info!(%group, role = %change.role, term = %change.term, %leader, "leadership");
     }

@@ -28,7 +28,7 @@ use crate::doubts::Doubts;
 use crate::error::{ProposeError, ReadError, StopReason};
 use crate::failure::{FailureTest, Failures};
 use crate::flow::Flow;
-use crate::group_host::GroupHost;
+use crate::group_host::{Earlier, GroupHost};
 use crate::hand_over::DiskHealth;
 use crate::membership::MemberRequest;
 use crate::proposals::RELAYED_CHARGE_BYTES;
@@ -172,6 +172,8 @@ pub(crate) struct Shard {
     /// Groups that tokens have come for, of all shards.
     pub(crate) wakes: BTreeSet<GroupId>,
     pub(crate) groups: HashMap<GroupId, GroupHost>,
+    /// Of groups that were here since the process started, and are not now: a few bytes each.
+    pub(crate) earlier: HashMap<GroupId, Earlier>,
     pub(crate) timers: Timers,
     pub(crate) dirty: Vec<GroupId>,
     /// What this round received counts against the receive budget until what it wrote is durable: a follower whose disk
@@ -304,14 +306,18 @@ impl Shard {
                     self.on(group, |_| ());
                 }
             }
-            Input::Open { host } => {
+            Input::Open { mut host } => {
                 let group = host.shared.id;
+                if let Some(earlier) = self.earlier.remove(&group) {
+                    host.come_after(earlier);
+                }
                 self.groups.insert(group, *host);
                 self.on(group, |_| ());
             }
             Input::Close { group, done } => {
                 if let Some(mut host) = self.groups.remove(&group) {
                     host.flow.close(group, &self.flow);
+                    self.earlier.insert(group, host.earlier());
                     host.shared.stop(StopReason::Closed);
                     self.timers.set(group, None);
                     self.apply.send(host.shared.worker, Work::Close(group, done));

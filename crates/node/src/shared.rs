@@ -1,7 +1,7 @@
 //! What callers, the shard and the apply worker of one group share.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use pontoon_raft_core::types::{GroupId, LogIndex, StoreId};
@@ -30,6 +30,8 @@ pub(crate) struct GroupShared {
     term: AtomicU64,
     /// Written by the shard: the leader's store, 0 if unknown.
     leader: AtomicU64,
+    /// Written by the shard: how many members the configuration in force has; more while it is a joint one.
+    members: AtomicUsize,
     /// Written by the shard: commands wait for the followers' stores to have room.
     waits_for_room: AtomicBool,
     /// Reads whose index is confirmed and not yet applied here.
@@ -50,6 +52,7 @@ impl GroupShared {
             commit: AtomicU64::new(applied.0),
             term: AtomicU64::new(0),
             leader: AtomicU64::new(0),
+            members: AtomicUsize::new(0),
             waits_for_room: AtomicBool::new(false),
             readers: Mutex::default(),
             stopped: OnceLock::new(),
@@ -66,6 +69,14 @@ impl GroupShared {
 
     pub(crate) fn set_commit(&self, index: LogIndex) {
         self.commit.store(index.0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn members(&self) -> usize {
+        self.members.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_members(&self, members: usize) {
+        self.members.store(members, Ordering::Relaxed);
     }
 
     pub(crate) fn term(&self) -> u64 {

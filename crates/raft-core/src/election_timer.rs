@@ -24,7 +24,7 @@ impl Raft {
         if millis > current.saturating_mul(2) {
             return Err(TimerError::TooFast { current, millis });
         }
-        if self.log.timer_pending() {
+        if self.log.pending_timer().is_some() {
             return Err(TimerError::Pending);
         }
         self.wake();

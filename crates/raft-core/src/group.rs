@@ -427,6 +427,7 @@ impl<L: LogView> Group<L> {
             configuration: raft.log.configuration().clone(),
             configuration_index: raft.log.configuration_index(),
             election_timer_ms: raft.election_timer_ms,
+            election_timer_new_ms: raft.log.pending_timer(),
             quiesced: raft.quiesced,
             failed: raft.failed,
             in_doubt: raft.doubt.is_some(),

@@ -258,9 +258,9 @@ impl Log {
             .map_or(LogIndex::ZERO, |(index, _)| *index)
     }
 
-    /// Whether an election timer waits for commit.
-    pub(crate) fn timer_pending(&self) -> bool {
-        self.timers.last().is_some_and(|(index, _)| *index > self.commit)
+    /// The election timer that waits for commit.
+    pub(crate) fn pending_timer(&self) -> Option<u64> {
+        self.timers.last().filter(|(index, _)| *index > self.commit).map(|(_, millis)| *millis)
     }
 
     /// What the log begins after.

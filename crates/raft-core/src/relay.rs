@@ -76,6 +76,19 @@ pub struct Due {
 }
 
 impl Relay {
+    /// Goes on behind the last number of an earlier replica of the group on this host: the ledgers of the others know hosts, not
+    /// replicas, and take a number that they have seen for one that is over.
+    #[must_use]
+    pub fn after(last: u64) -> Self {
+        Self { last, ..Self::default() }
+    }
+
+    /// The last number that was given.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+
     /// A command goes to the leader of `term`. `timer_ms` is the group's election timer.
     pub fn sent(&mut self, now: u64, id: EntryId, term: Term, timer_ms: u64) -> RelayNumber {
         self.last += 1;
@@ -277,6 +290,21 @@ mod tests {
         assert_eq!(relay.due(4 * T, T, |_, _| false), Due::default());
         assert_eq!(relay.next_deadline(), None, "nothing is open");
         assert_eq!(relay.sent(4 * T, EntryId(2), Term(2), T), RelayNumber { number: 2, floor: 2 });
+    }
+
+    /// A replica that went and came back to the same host relays to a leader that has seen the earlier one.
+    #[test]
+    fn the_next_replica_of_a_host_is_heard_where_the_one_before_was() {
+        let (mut first, mut ledger) = (Relay::default(), Ledger::after(Term(1)));
+        for n in 0..5 {
+            let at = first.sent(0, EntryId(n), Term(2), T);
+            assert_eq!(ledger.receive(Term(2), at, true), Verdict::Take);
+            first.over(at.number);
+        }
+        let mut next = Relay::after(first.last());
+        let at = next.sent(0, EntryId(9), Term(2), T);
+        assert_eq!(ledger.receive(Term(2), at, true), Verdict::Take);
+        assert_eq!(ledger.asked(Term(2), at, true), Verdict::InProgress);
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub struct Status {
     pub configuration_index: LogIndex,
     /// The election timer in force, in milliseconds.
     pub election_timer_ms: u64,
+    /// The election timer that is in the log and not known to be committed.
+    pub election_timer_new_ms: Option<u64>,
     /// The group is silent because it has nothing to do.
     pub quiesced: bool,
     /// The storage failed.
@@ -103,6 +105,9 @@ impl fmt::Display for Status {
         )?;
         if self.in_doubt {
             f.write_str(", in doubt")?;
+        }
+        if let Some(millis) = self.election_timer_new_ms {
+            write!(f, ", election timer becomes {millis} ms")?;
         }
         for (name, ids) in [
             ("voters", &self.configuration.voters),

@@ -205,6 +205,12 @@ impl Configuration {
         self.voters.contains(&id) || self.outgoing_voters.contains(&id)
     }
 
+    /// How many members it has, without gathering them; in a joint configuration some count twice.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.voters.len() + self.outgoing_voters.len() + self.learners.len() + self.next_learners.len()
+    }
+
     /// Everybody that receives the log, each once, in order.
     #[must_use]
     pub fn members(&self) -> BTreeSet<ReplicaId> {

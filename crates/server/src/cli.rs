@@ -36,6 +36,7 @@ mod prepare;
 mod recover;
 mod restore;
 mod saved;
+mod screen;
 mod serve;
 mod status;
 mod store;

@@ -148,7 +148,7 @@ pub(crate) async fn serve(mut config: Config) -> anyhow::Result<()> {
         dial: config.dial.iter().map(|(name, address)| (name.clone(), address.to_string())).collect(),
         advertised: node.advertised(),
         data_dir: config.data_dir.clone(),
-        swept: false,
+        followed: None,
     };
     let upkeep = Arc::new(UpkeepStats::default());
     let pages = health::routes(node.clone(), engine.clone(), Arc::clone(&upkeep));

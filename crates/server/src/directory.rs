@@ -1,7 +1,7 @@
 //! Which keyspaces and logs there are, and which of them this store serves.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use pontoon_kv::Keyspace;
 use pontoon_kv::keyspace::Directory;
@@ -16,6 +16,17 @@ pub(crate) struct KeyspaceDirectory {
     entries: RwLock<Entries>,
     /// Tells those who wait for a keyspace to appear here.
     changed: watch::Sender<()>,
+    leftovers: Mutex<Leftovers>,
+}
+
+/// What is known of replicas that are gone and still take up space here.
+#[derive(Debug, Default)]
+struct Leftovers {
+    /// States that have lost their log were looked for since this process started, and since a replica could not be
+    /// destroyed.
+    swept: bool,
+    /// Those that are being destroyed now, or could not be.
+    destroying: BTreeSet<GroupId>,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +62,36 @@ impl KeyspaceDirectory {
 
     fn write(&self) -> RwLockWriteGuard<'_, Entries> {
         self.entries.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn leftovers(&self) -> std::sync::MutexGuard<'_, Leftovers> {
+        self.leftovers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The replica of a group here is being destroyed.
+    pub(crate) fn destroying(&self, group: GroupId) {
+        self.leftovers().destroying.insert(group);
+    }
+
+    /// Nothing is left of it.
+    pub(crate) fn destroyed(&self, group: GroupId) {
+        self.leftovers().destroying.remove(&group);
+    }
+
+    /// Whether all states that have lost their log were found.
+    pub(crate) fn is_swept(&self) -> bool {
+        self.leftovers().swept
+    }
+
+    /// See [`Self::is_swept`].
+    pub(crate) fn set_swept(&self, swept: bool) {
+        self.leftovers().swept = swept;
+    }
+
+    /// The groups whose replicas are being destroyed here, and whether there can be no others.
+    pub(crate) fn being_destroyed(&self) -> (BTreeSet<GroupId>, bool) {
+        let leftovers = self.leftovers();
+        (leftovers.destroying.clone(), leftovers.swept)
     }
 
     /// Hears of every change from now on.

@@ -143,8 +143,9 @@ impl Shared {
                     Some(stores) => (stores, true),
                 }
             };
-            // To a store that has the keyspace, and from there to its leader: further only a rumour could lead.
-            if hops(request) > u8::from(for_the_leader) {
+            // To a store that has the keyspace, onward if it has just lost it, and from there to its leader: further only a
+            // rumour could lead.
+            if hops(request) > 1 + u8::from(for_the_leader) {
                 return if further {
                     Route::NotYet(name.to_owned())
                 } else {
@@ -200,10 +201,12 @@ impl Shared {
 
     fn channel(&self, name: &str, stores: &[StoreId]) -> Result<Channel, Status> {
         let registry = Arc::clone(&self.registry.borrow());
-        // One that this store has a connection with, if there is one.
+        // One that this store has a connection with, if there is one; and rather one that stays than one that is on its
+        // way out and loses its replicas meanwhile.
         let links = self.node.transport().links();
-        let up = |store: &&StoreId| links.iter().any(|l| l.store == **store && answers(l));
-        let store = stores.iter().find(up).or_else(|| stores.first());
+        let down = |store: &StoreId| !links.iter().any(|l| l.store == *store && answers(l));
+        let goes = |store: &StoreId| registry.stores.get(&store.0).is_none_or(|record| record.goes());
+        let store = stores.iter().min_by_key(|store| (down(store), goes(store)));
         let address = store
             .and_then(|store| registry.stores.get(&store.0))
             .map(|record| record.client_address.clone())

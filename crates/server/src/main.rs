@@ -29,6 +29,7 @@ mod join;
 mod layers;
 mod lookup;
 mod members;
+mod move_pace;
 mod pings;
 mod reach;
 mod reconcile;

@@ -39,8 +39,8 @@ pub(crate) struct Reconciler {
     /// Where other stores say in their greetings that they are.
     pub(crate) advertised: watch::Receiver<BTreeMap<StoreId, String>>,
     pub(crate) data_dir: PathBuf,
-    /// States without a log were looked for since this process started, and since a replica could not be destroyed.
-    pub(crate) swept: bool,
+    /// What has been done for all groups as this has them; `None` if something is left to do.
+    pub(crate) followed: Option<Arc<Registry>>,
 }
 
 /// What became of the states without a log.
@@ -60,6 +60,7 @@ impl Reconciler {
             let registry = Arc::clone(&self.registry.borrow_and_update());
             self.advertised.mark_unchanged();
             let complete = self.follow(&registry).await;
+            self.followed = complete.then_some(registry);
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = self.registry.changed() => if changed.is_err() { return },
@@ -80,10 +81,10 @@ impl Reconciler {
         let complete = self.open_groups(registry).await & self.forget_deleted(registry).await;
         if !complete {
             // Of a replica that could not be destroyed the log may be gone.
-            self.swept = false;
-        } else if !self.swept {
+            self.directory.set_swept(false);
+        } else if !self.directory.is_swept() {
             match self.forget_orphans(registry).await {
-                Swept::All => self.swept = true,
+                Swept::All => self.directory.set_swept(true),
                 // When the registry hears of them it changes, and they are looked at again.
                 Swept::TooNew => {}
                 Swept::Failed => return false,
@@ -97,13 +98,8 @@ impl Reconciler {
         for group in self.directory.groups_not_in(registry) {
             self.directory.remove(group);
         }
-        // Ids are handed out in order and never again: one below the next that is not there was deleted. Others may be
-        // so new that this store's registry does not know them yet.
-        let deleted = |g: &GroupId| {
-            *g != META_GROUP && g.0 < registry.next_group && !registry.groups.contains_key(&g.0)
-        };
         let mut complete = true;
-        for group in self.node.log().groups().into_iter().filter(deleted) {
+        for group in self.node.log().groups().into_iter().filter(|group| registry.is_deleted(*group)) {
             tracing::info!(%group, "forgets a group that was deleted");
             complete &= self.destroy(group).await;
         }
@@ -113,6 +109,7 @@ impl Reconciler {
     /// Destroys the replica of a group here, its log first; `false` if that has to be tried again.
     async fn destroy(&self, group: GroupId) -> bool {
         let failures = self.node.failures();
+        self.directory.destroying(group);
         let destroyed = async {
             failures.reach(DriverStep::DestroyLog.before());
             self.node.destroy_group(group).await?;
@@ -120,8 +117,11 @@ impl Reconciler {
             self.destroy_state(group).await
         };
         let result = destroyed.await;
-        if let Err(error) = &result {
-            tracing::error!(%group, error = format!("{error:#}"), "cannot destroy a replica");
+        match &result {
+            Ok(()) => self.directory.destroyed(group),
+            Err(error) => {
+                tracing::error!(%group, error = format!("{error:#}"), "cannot destroy a replica");
+            }
         }
         result.is_ok()
     }
@@ -174,6 +174,7 @@ impl Reconciler {
                 tracing::error!(%group, error = format!("{error:#}"), "cannot destroy a state");
                 return Swept::Failed;
             }
+            self.directory.destroyed(group);
         }
         swept
     }
@@ -238,7 +239,9 @@ impl Reconciler {
     pub(crate) async fn open_groups(&self, registry: &Registry) -> bool {
         let mut complete = true;
         for group in registry.groups.values() {
-            if matches!(group.kind(), GroupKind::Kv | GroupKind::Log) {
+            // Most changes of the registry are about one group of many.
+            let followed = self.followed.as_ref().is_some_and(|f| f.groups.get(&group.group) == Some(group));
+            if !followed && matches!(group.kind(), GroupKind::Kv | GroupKind::Log) {
                 complete &= self.open(group).await;
             }
         }
@@ -289,6 +292,8 @@ impl Reconciler {
         match opened.await {
             Ok(Ok(hosted)) => {
                 self.node.failures().reach(DriverStep::OpenReplica.after());
+                // What an earlier replica had left went before.
+                self.directory.destroyed(group);
                 self.directory.follow(record, store);
                 self.directory.opened(group, hosted);
                 self.directory.follow(record, store);

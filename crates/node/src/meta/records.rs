@@ -401,6 +401,13 @@ impl Registry {
         if group == META_GROUP { self.meta.as_ref() } else { self.groups.get(&group.0) }
     }
 
+    /// Whether there was a group of this number. Ids are handed out in order and never again: one below the next that is not
+    /// there was deleted. Others may be so new that this registry does not know them yet.
+    #[must_use]
+    pub fn is_deleted(&self, group: GroupId) -> bool {
+        group != META_GROUP && group.0 < self.next_group && !self.groups.contains_key(&group.0)
+    }
+
     pub(super) fn group_mut(&mut self, group: u64) -> Option<&mut GroupRecord> {
         if group == META_GROUP.0 { self.meta.as_mut() } else { self.groups.get_mut(&group) }
     }

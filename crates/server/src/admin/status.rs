@@ -1,8 +1,9 @@
 //! `status`: the cluster, and one group, as this store sees them.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use pontoon_node::meta::{GroupKind, META_GROUP, ReplicaRecord, ReplicaState, StoreState};
+use pontoon_node::meta::{GroupKind, META_GROUP, Registry, ReplicaRecord, ReplicaState, StoreState};
 use pontoon_proto::v1 as api;
 use pontoon_raft_core::ServerPhase;
 use pontoon_raft_core::types::{GroupId, ReplicaId, Role, StoreId};
@@ -65,7 +66,22 @@ impl AdminService {
         stores.sort_by(|a, b| a.name.cmp(&b.name));
         let connections = self.connections();
         let flow = Some(self.flow());
-        api::ClusterStatus { cluster: self.header.cluster, stores, groups, connections, flow }
+        let leftovers = self.leftovers(&registry);
+        api::ClusterStatus { cluster: self.header.cluster, stores, groups, connections, flow, leftovers }
+    }
+
+    /// How many replicas are here that the registry has no more; `None` while that is not known.
+    fn leftovers(&self, registry: &Registry) -> Option<u64> {
+        let log = self.node.log();
+        let is_gone = |group: &GroupId| match registry.group(*group) {
+            Some(record) => log.group(*group).is_some_and(|here| record.has_removed(here.replica)),
+            None => registry.is_deleted(*group),
+        };
+        let mut left: BTreeSet<_> = log.groups().into_iter().filter(is_gone).collect();
+        // Asked for last: what is under way is noted before its log goes.
+        let (destroying, all_known) = self.directory.being_destroyed();
+        left.extend(destroying);
+        (all_known || !left.is_empty()).then_some(left.len() as u64)
     }
 
     pub(super) fn flow(&self) -> api::FlowControl {
@@ -163,7 +179,7 @@ impl AdminService {
                 won_ms_ago: e.won_ms.map(ago),
             }),
             election_timer_ms: core.election_timer_ms,
-            election_timer_new_ms: None,
+            election_timer_new_ms: core.election_timer_new_ms,
             log_first: status.first_index.0,
             log_last: core.last_index.0,
             commit: core.commit_index.0,

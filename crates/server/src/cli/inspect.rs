@@ -53,6 +53,8 @@ struct Document {
     name: Option<String>,
     address: Option<String>,
     client: Option<String>,
+    /// Whom a store that joins asks, or asked.
+    remotes: Vec<String>,
     state: &'static str,
     format: u32,
     last_batch: u64,
@@ -68,10 +70,10 @@ fn replica_store(replica: ReplicaId) -> Hex {
     Hex(replica.store.0)
 }
 
-impl From<Stopped> for Document {
-    fn from(stopped: Stopped) -> Self {
+impl Document {
+    fn new(stopped: Stopped, joins: Option<JoinNote>) -> Self {
         let names = stopped.group_names();
-        let state = state(&stopped);
+        let state = state(&stopped, joins.is_some());
         let Stopped { dir, records, .. } = stopped;
         let mut groups = Vec::new();
         let mut destroyed = Vec::new();
@@ -94,13 +96,23 @@ impl From<Stopped> for Document {
             });
         }
         let header = records.header.as_ref();
+        // Who joins is nobody yet, but knows who it wants to be.
+        let (mut cluster, mut store, mut name, mut address) = (None, None, None, None);
+        let mut remotes = Vec::new();
+        if let Some(note) = joins {
+            let granted = note.granted;
+            cluster = granted.as_ref().map(|granted| granted.cluster).or(note.cluster);
+            store = Some(granted.map_or(note.store, |granted| granted.store));
+            (name, address, remotes) = (Some(note.name), Some(note.peer_address), note.remotes);
+        }
         Self {
             directory: dir.display().to_string(),
-            cluster: header.map(|header| Hex(header.cluster)),
-            store: header.map(|header| Hex(header.store.0)),
-            name: header.map(|header| header.name.clone()),
-            address: header.map(|header| header.peer_address.clone()),
+            cluster: header.map(|header| header.cluster).or(cluster).map(Hex),
+            store: header.map(|header| header.store.0).or(store).map(Hex),
+            name: header.map(|header| header.name.clone()).or(name),
+            address: header.map(|header| header.peer_address.clone()).or(address),
             client: header.map(|header| header.client_address.clone()),
+            remotes,
             state,
             format: records.format,
             last_batch: records.last_batch,
@@ -118,8 +130,7 @@ impl From<Stopped> for Document {
 }
 
 /// Whether the store belongs to its cluster, as far as it knew.
-fn state(stopped: &Stopped) -> &'static str {
-    let joins = JoinNote::is_in(&stopped.dir);
+fn state(stopped: &Stopped, joins: bool) -> &'static str {
     let Some(header) = &stopped.records.header else { return if joins { "joining" } else { "new" } };
     if compose::is_gone(&stopped.dir) {
         return "left";
@@ -145,7 +156,8 @@ pub(crate) fn run(args: &InspectArgs, global: &Global) -> anyhow::Result<ExitCod
         // A log that does not add up has no range and no commit index that could be shown.
         return Err(UsageError::new(one_line(&refused.into())).into());
     }
-    global.output.print(&Document::from(stopped), text)?;
+    let joins = JoinNote::load(&stopped.dir)?;
+    global.output.print(&Document::new(stopped, joins), text)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -156,11 +168,14 @@ fn text(document: &Document) -> String {
         format!("store       {}", or_dash(document.store)),
         format!("name        {}", or_dash(document.name.as_ref())),
         format!("address     {}", or_dash(document.address.as_ref())),
-        format!("client      {}", or_dash(document.client.as_ref())),
+        format!("client      {}", or_dash(document.client.as_ref().filter(|client| !client.is_empty()))),
         format!("state       {}", document.state),
         format!("format      {}", document.format),
         format!("journal     {} segments, {} batches so far", document.segments, document.last_batch),
     ];
+    if !document.remotes.is_empty() {
+        lines.push(format!("joins by    {}", document.remotes.join(", ")));
+    }
     if let Some(torn) = &document.torn_tail {
         lines.push(format!("torn tail   {}, offset {}: {}", torn.file, torn.offset, torn.reason));
     }

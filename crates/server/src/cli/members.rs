@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::Global;
 use super::connect::{Repeat, ask};
 use super::output::{Hex, note, table};
+use super::screen;
 use crate::config::{HostPort, units};
 
 /// How often a move is looked at.
@@ -113,12 +114,16 @@ async fn wait_until_gone(name: &str, store: u64, wait: Duration, global: &Global
             }
             Ok(answer) => Some(answer),
             // Elections and restarts on the way are no failure of the move.
-            Err(error) if started.elapsed() >= wait => return Err(error),
+            Err(error) if started.elapsed() >= wait => {
+                progress.end();
+                return Err(error);
+            }
             Err(_) => None,
         };
         if let Some(answer) = answer {
             progress.show(name, &answer);
             if started.elapsed() >= wait {
+                progress.end();
                 bail!(
                     "{name} still has {} replicas after {wait:?}; it goes on without this command; `pontoon moves` shows \
                      what is left",
@@ -147,10 +152,12 @@ impl Progress {
         if std::io::stderr().is_terminal() {
             let filled = if most == 0 { 0 } else { BAR * done as usize / most as usize };
             let bar = "#".repeat(filled) + &"-".repeat(BAR - filled);
-            let _ = std::io::Write::write_all(
-                &mut std::io::stderr(),
-                format!("\r{name} [{bar}] {done}/{most} replicas moved ").as_bytes(),
-            );
+            // What is asked for first is seen on a narrow terminal, too.
+            let line = format!("[{bar}] {done}/{most} replicas moved from {name}");
+            // A cursor in the last column would be on the next line on some terminals.
+            let columns = screen::size(std::io::stderr()).map_or(usize::MAX, |size| size.columns - 1);
+            let line = format!("\r{}\x1b[K", screen::clip(&line, columns));
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
         } else {
             note(&format!("{name}: {} of {most} replicas left", answer.replicas));
         }

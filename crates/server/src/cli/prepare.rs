@@ -51,6 +51,10 @@ pub(crate) struct JoinArgs {
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', required = true)]
     remote: Vec<HostPort>,
 
+    // `--remote A B`, as ovsdb-tool takes them, with the directory before or behind the flags.
+    #[arg(value_name = "HOST:PORT", hide = true)]
+    more_remotes: Vec<HostPort>,
+
     /// The cluster's id, 16 hex digits: join this cluster and no other
     #[arg(long, value_name = "HEX", value_parser = cluster_id)]
     cid: Option<u64>,
@@ -94,7 +98,8 @@ pub(crate) fn create(args: CreateArgs, global: &Global) -> anyhow::Result<ExitCo
 }
 
 /// Makes the directory of a store that joins when it is started.
-pub(crate) fn join(args: JoinArgs, global: &Global) -> anyhow::Result<ExitCode> {
+pub(crate) fn join(mut args: JoinArgs, global: &Global) -> anyhow::Result<ExitCode> {
+    args.remote.append(&mut args.more_remotes);
     dialled(&args.advertise_peer)?;
     if args.remote.contains(&args.advertise_peer) {
         return Err(UsageError::new(format!(

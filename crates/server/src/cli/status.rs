@@ -88,6 +88,8 @@ struct ClusterDocument {
     groups: Vec<GroupRow>,
     connections: Vec<ConnectionDocument>,
     flow: Option<FlowDocument>,
+    /// Replicas of the asked store that are being destroyed; `null` right after its start.
+    leftovers: Option<u64>,
 }
 
 impl From<ClusterStatus> for ClusterDocument {
@@ -98,6 +100,7 @@ impl From<ClusterStatus> for ClusterDocument {
             groups: status.groups.into_iter().map(GroupRow::from).collect(),
             connections: status.connections.into_iter().map(ConnectionDocument::from).collect(),
             flow: status.flow.map(FlowDocument::from),
+            leftovers: status.leftovers,
         }
     }
 }
@@ -193,8 +196,12 @@ fn cluster_table(status: &ClusterDocument) -> String {
     );
     let connections = connection_table(&status.connections, name_of);
     let flow = status.flow.as_ref().map_or_else(String::new, |flow| format!("\n\n{}", flow.table(name_of)));
+    let leftovers = match status.leftovers {
+        None | Some(0) => String::new(),
+        Some(n) => format!("\n\nreplicas that are being destroyed on the store that was asked: {n}"),
+    };
     format!(
-        "cluster {}\n\n{}\n\n{groups}\n\n{connections}{flow}",
+        "cluster {}\n\n{}\n\n{groups}\n\n{connections}{flow}{leftovers}",
         status.cluster,
         store_table(&status.stores)
     )
@@ -231,9 +238,14 @@ mod tests {
             }],
             connections: vec![connection],
             flow: Some(flow::example().0),
+            leftovers: Some(7),
         };
         let document = ClusterDocument::from(status);
-        assert!(cluster_table(&document).contains("connection refused by h:2"));
+        let text = cluster_table(&document);
+        assert!(
+            text.contains("connection refused by h:2")
+                && text.contains("destroyed on the store that was asked: 7")
+        );
         let json = serde_json::to_value(&document).expect("plain");
         let expected = serde_json::json!({
             "cluster": "000000000000000c",
@@ -246,7 +258,8 @@ mod tests {
                 "replicas": ["0000000000000001"]
             }],
             "connections": [connection_json],
-            "flow": flow::example().1
+            "flow": flow::example().1,
+            "leftovers": 7
         });
         assert_eq!(json, expected);
     }

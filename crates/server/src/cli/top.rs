@@ -19,6 +19,7 @@ use serde::Serialize;
 use super::Global;
 use super::connect::{Repeat, ask};
 use super::output::{Hex, OutputFormat, or_dash, table};
+use super::screen::{self, Size};
 use super::status::{kind_name, state_name};
 use crate::config::units;
 
@@ -29,6 +30,8 @@ const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
 const HOME: &str = "\x1b[H";
 const CLEAR_LINE: &str = "\x1b[K";
 const CLEAR_REST: &str = "\x1b[J";
+/// Below each page on a terminal.
+const FOOTER: &str = "\n\nCtrl-C ends it";
 
 /// Arguments of `top`.
 #[derive(Args, Debug)]
@@ -221,7 +224,7 @@ fn text(page: &Page) -> String {
     // A String takes all that is written to it.
     let _ = writeln!(
         out,
-        "cluster {}  seen from {}  {} groups{led}  {:.0} entries/s over {:.1} s\n",
+        "cluster {}  seen from {}\n{} groups{led}  {:.0} entries/s over {:.1} s\n",
         page.cluster, page.asked, page.groups_total, page.entries_per_second, page.seconds
     );
     let stores = page.stores.iter().map(|s| {
@@ -308,13 +311,14 @@ pub(crate) async fn run(args: TopArgs, global: &Global) -> anyhow::Result<()> {
         // A cluster in trouble is when it is looked at: the last page stays until there is another.
         let shown = match look(global).await {
             Ok(now) => {
-                let shown = text(&page(&before, &now, &name, args.rows));
+                let page = page(&before, &now, &name, args.rows);
                 before = now;
-                shown
+                fitted(page, screen::size(std::io::stdout()))
             }
-            Err(error) => format!("no store answers: {error:#}"),
+            Err(error) => format!("no store answers: {error:#}{FOOTER}"),
         };
-        draw(&format!("{shown}\n\nCtrl-C ends it"))?;
+        // Asked for again each time: a window changes its size.
+        put(&frame(&shown, screen::size(std::io::stdout())))?;
         tokio::select! {
             () = tokio::time::sleep(args.interval) => {}
             _ = tokio::signal::ctrl_c() => return Ok(()),
@@ -346,20 +350,33 @@ fn put(text: &str) -> std::io::Result<()> {
     out.flush()
 }
 
-/// Over what was there before, line by line, so that nothing flickers.
-fn draw(text: &str) -> std::io::Result<()> {
-    put(&frame(text))
+/// The page with as many groups as there is room for.
+fn fitted(mut page: Page, size: Option<Size>) -> String {
+    let shown = format!("{}{FOOTER}", text(&page));
+    let over = size.map_or(0, |size| shown.lines().count().saturating_sub(size.rows));
+    if over == 0 {
+        return shown;
+    }
+    // The line that counts the others comes in addition, if it is not there.
+    let counted = usize::from(page.groups.len() == page.groups_total);
+    page.groups.truncate(page.groups.len().saturating_sub(over + counted));
+    format!("{}{FOOTER}", text(&page))
 }
 
-fn frame(text: &str) -> String {
-    let mut out = HOME.to_owned();
-    for line in text.lines() {
-        out.push_str(line);
-        out.push_str(CLEAR_LINE);
-        out.push_str("\r\n");
+/// Over what was there before, line by line, so that nothing flickers. What is too much for the screen would move it: the
+/// lines before the last one give way.
+fn frame(text: &str, size: Option<Size>) -> String {
+    let mut lines: Vec<_> = text.lines().collect();
+    if let Some(size) = size
+        && lines.len() > size.rows
+        && let Some(last) = lines.pop()
+    {
+        lines.truncate(size.rows - 1);
+        lines.push(last);
     }
-    out.push_str(CLEAR_REST);
-    out
+    let columns = size.map_or(usize::MAX, |size| size.columns);
+    let lines: Vec<_> = lines.into_iter().map(|line| screen::clip(line, columns) + CLEAR_LINE).collect();
+    format!("{HOME}{}{CLEAR_REST}", lines.join("\r\n"))
 }
 
 #[cfg(test)]
@@ -423,6 +440,27 @@ mod tests {
 
     #[test]
     fn a_frame_covers_the_one_before() {
-        assert_eq!(frame("a\nb"), "\x1b[Ha\x1b[K\r\nb\x1b[K\r\n\x1b[J");
+        assert_eq!(frame("a\nb", None), "\x1b[Ha\x1b[K\r\nb\x1b[K\x1b[J");
+    }
+
+    #[test]
+    fn a_small_terminal_shows_fewer_groups_and_neither_wraps_nor_scrolls() {
+        let start = Instant::now();
+        let many = vec![Some(10); 50];
+        let (before, now) = (sample(start, &many), sample(start + Duration::from_secs(2), &many));
+        let whole = page(&before, &now, "n1", 50);
+        let size = Size { columns: 40, rows: 20 };
+        let shown = fitted(page(&before, &now, "n1", 50), Some(size));
+        assert_eq!(shown.lines().count(), 20, "{shown}");
+        assert!(shown.contains("\n... and 42 more\n") && shown.ends_with("Ctrl-C ends it"), "{shown}");
+        assert_eq!(fitted(whole, None).lines().count(), 20 + 42 - 1);
+        let tiny = Size { columns: 10, rows: 3 };
+        let drawn = frame(&shown, Some(tiny));
+        let lines: Vec<_> = drawn.trim_start_matches(HOME).split("\r\n").collect();
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        assert!(
+            lines.iter().all(|l| l.split('\x1b').next().is_some_and(|l| l.chars().count() <= 10)),
+            "{lines:?}"
+        );
     }
 }

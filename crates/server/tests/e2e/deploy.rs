@@ -101,6 +101,33 @@ fn deployments_use_flags_that_exist() {
     }
 }
 
+/// The page on Kubernetes tells the stores of a running cluster about more of them, by a patch that knows where an argument is.
+#[test]
+fn the_page_on_kubernetes_patches_what_the_manifest_has() {
+    let (page, manifest) = (file("docs/src/kubernetes.md"), file("deploy/kubernetes/statefulset.yaml"));
+    let json = page.split("```json").nth(1).and_then(|rest| rest.split("```").next()).expect("a patch");
+    let patch: serde_json::Value = serde_json::from_str(json).expect("JSON");
+    let arguments = manifest.lines().skip_while(|line| line.trim() != "args:").skip(1);
+    let arguments: Vec<_> = arguments.map_while(|line| line.trim().strip_prefix("- ")).collect();
+    let path = patch[0]["path"].as_str().expect("a path");
+    let (list, place) = path.rsplit_once('/').expect("a place");
+    assert_eq!(list, "/spec/template/spec/containers/0/args");
+    let old = arguments[place.parse::<usize>().expect("a number")];
+    let new = patch[0]["value"].as_str().expect("an argument");
+    assert!(old.starts_with("--initial-cluster=") && new.starts_with(&format!("{old},")), "{old}\n{new}");
+    assert_eq!(patch[1]["path"], format!("{list}/-"));
+    assert_eq!(patch[1]["value"], "--initial-cluster-state=existing");
+    for line in page.lines().filter_map(|line| line.split(" -- /pontoon ").nth(1)) {
+        let command = line.split_whitespace().take_while(|w| w.bytes().all(|b| b.is_ascii_lowercase()));
+        let mut words: Vec<_> = command.take(2).collect();
+        if words[0] != "keyspace" {
+            words.truncate(1);
+        }
+        let help = Command::new(env!("CARGO_BIN_EXE_pontoon")).args(&words).arg("--help").output();
+        assert!(help.expect("the binary runs").status.success(), "there is no `pontoon {}`", words.join(" "));
+    }
+}
+
 /// The stage that compiles needs a network and minutes, so no test runs it. It does what `local-image` does, which CI runs, with
 /// the compiler that the repository names.
 #[test]

@@ -105,6 +105,37 @@ async fn keyspaces_are_named_by_host_by_metadata_and_kept_apart() {
     assert!(out.contains("\"t29\"") && out.contains("\"default\""), "{out}");
 }
 
+/// A store that passes a call on may not have heard yet that a replica has moved on: who has just lost it passes the call on
+/// once more, and no further.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_is_passed_on_twice_and_no_further() {
+    let cluster = Cluster::start(3, &[]);
+    let (code, out, err) =
+        pontoon(&cluster, &["keyspace", "create", "far", "--replicas", "1", "--output", "json"]);
+    assert_eq!(code, Some(0), "{err}");
+    let created: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    for i in 0..3 {
+        let (_, sid, _) = pontoon_at(&cluster, i, &["sid"]);
+        let is_there = created["replicas"][0] == *sid.trim();
+        for (passed_on, is_served) in [("0", true), ("1", true), ("2", is_there)] {
+            let mut kv = cluster.kv(i).await;
+            let mut request =
+                tonic::Request::new(RangeRequest { key: "k".into(), ..RangeRequest::default() });
+            request.metadata_mut().insert("pontoon-keyspace", "far".parse().expect("ASCII"));
+            request.metadata_mut().insert("pontoon-forwarded", passed_on.parse().expect("ASCII"));
+            let answer = kv.range(request).await;
+            assert_eq!(
+                answer.is_ok(),
+                is_served,
+                "passed on {passed_on} times, there: {is_there}: {answer:?}"
+            );
+            if let Err(status) = answer {
+                assert!(status.message().contains("is not open on this store"), "{status}");
+            }
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_keyspace_on_one_store_is_served_by_all_and_can_be_deleted() {
     let mut cluster = Cluster::start(3, &[]);

@@ -75,6 +75,13 @@ async fn a_cluster_grows_from_one_to_five_while_it_is_written_to() {
     json(&cluster, 0, &["keyspace", "create", "three"]);
     let load = Load::start(&cluster, 2).await;
     load.progress(50).await;
+    // The term of `default`, and how long ago this store was elected in it.
+    let elected = |cluster: &Cluster| {
+        let status = json(cluster, 0, &["status", "--group", "default"]);
+        (status["term"].clone(), status["last_election"]["won_ms_ago"].as_u64())
+    };
+    let before = elected(&cluster);
+    let asked = Instant::now();
     for i in 1..5 {
         cluster.add(i);
         // By another one than the first: every store can let one in.
@@ -84,6 +91,13 @@ async fn a_cluster_grows_from_one_to_five_while_it_is_written_to() {
         until("the meta group has the new store", || voters(&cluster, 0, "meta") == members).await;
         until("default has the new store", || voters(&cluster, 0, "default") == members).await;
         load.progress(20).await;
+        let passed = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let now = elected(&cluster);
+        if now.0 == before.0 {
+            // A change of members is no election.
+            let expected = before.1.map(|ago| ago + passed);
+            assert!(now.1 >= expected && before.1.is_some(), "{before:?}, {passed} ms later {now:?}");
+        }
     }
     let three = json(&cluster, 0, &["keyspace", "describe", "three"]);
     assert_eq!(three["replicas"].as_array().map(Vec::len), Some(3), "{three}");
@@ -331,9 +345,19 @@ async fn directories_that_are_prepared_offline_make_a_cluster() {
     assert_eq!(own.status.code(), Some(2));
     assert!(is_empty(cluster.data_dir(1)), "nothing changed");
     let join = |cid: &str| {
-        let args =
-            ["join-cluster", &dirs[1], "--name", "n2", "--advertise-peer", &peers[1], "--remote", &peers[0]];
-        let done = pontoon(&[&args[..], &["--cid", cid]].concat());
+        let args = [
+            "join-cluster",
+            &dirs[1],
+            "--name",
+            "n2",
+            "--advertise-peer",
+            &peers[1],
+            "--cid",
+            cid,
+            "--remote",
+        ];
+        // Several remotes behind one flag; nobody is at the first.
+        let done = pontoon(&[&args[..], &["127.0.0.1:1", &peers[0]]].concat());
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     };
     cluster.spawn_prepared(0);
@@ -348,9 +372,20 @@ async fn directories_that_are_prepared_offline_make_a_cluster() {
     let inspected = pontoon(&["inspect", "--output", "json", &dirs[1]]);
     let inspected: Value = serde_json::from_slice(&inspected.stdout).expect("JSON");
     assert_eq!(inspected["state"], "joining");
+    assert_eq!(
+        (&inspected["cluster"], &inspected["name"], &inspected["address"], &inspected["remotes"]),
+        (
+            &created["cluster"],
+            &"n2".into(),
+            &peers[1].as_str().into(),
+            &vec!["127.0.0.1:1", &peers[0]].into()
+        ),
+    );
+    let wished = inspected["store"].clone();
     cluster.spawn_prepared(1);
     cluster.wait_ready(1);
     assert_eq!(text(&json(&cluster, 1, &["cid"])["cluster"]), cid);
+    assert_eq!(json(&cluster, 1, &["sid"])["store"], wished);
     until("both are members", || states(&cluster, 0).values().all(|s| s == "member")).await;
     until("default is on both", || voters(&cluster, 1, "default") == names(1..=2)).await;
 }

@@ -1,7 +1,8 @@
 //! Clients that write at times that are fixed beforehand: who waits for an answer before the next write measures only what
 //! the cluster allows.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -38,6 +39,8 @@ pub(crate) struct Figures {
     /// From the time when a write was due to its answer, in order.
     pub(crate) latencies: Vec<Duration>,
     pub(crate) failed: u64,
+    /// Why, and how often.
+    pub(crate) reasons: BTreeMap<String, u64>,
     /// How many of them each keyspace answered, in the order of the plan.
     pub(crate) answers: Vec<u64>,
 }
@@ -49,6 +52,9 @@ impl Figures {
         for part in parts {
             whole.seconds += part.seconds;
             whole.failed += part.failed;
+            for (why, n) in part.reasons {
+                *whole.reasons.entry(why).or_default() += n;
+            }
             whole.latencies.extend(part.latencies);
             whole.answers.resize(whole.answers.len().max(part.answers.len()), 0);
             for (all, some) in whole.answers.iter_mut().zip(part.answers) {
@@ -93,7 +99,8 @@ impl std::fmt::Display for Figures {
             ms(0.99),
             ms(1.0),
             self.failed
-        )
+        )?;
+        self.reasons.iter().try_for_each(|(why, n)| write!(f, "\n    {n} x {why}"))
     }
 }
 
@@ -101,7 +108,7 @@ impl std::fmt::Display for Figures {
 struct Seen {
     /// The keyspace, and how long it took.
     answers: Mutex<Vec<(usize, Duration)>>,
-    failed: AtomicU64,
+    failed: Mutex<BTreeMap<String, u64>>,
 }
 
 /// Clients at work; dropping it ends them.
@@ -172,7 +179,8 @@ impl Load {
         }
         let mut latencies: Vec<_> = seen.into_iter().map(|(_, latency)| latency).collect();
         latencies.sort_unstable();
-        Figures { seconds, latencies, failed: self.seen.failed.swap(0, Ordering::Relaxed), answers }
+        let reasons = std::mem::take(&mut *self.seen.failed.lock().unwrap_or_else(PoisonError::into_inner));
+        Figures { seconds, latencies, failed: reasons.values().sum(), reasons, answers }
     }
 
     /// Lets it run for a while and returns what it saw meanwhile.
@@ -219,8 +227,15 @@ async fn write(mut client: KvClient<Channel>, plan: &Plan, number: u64, due: Ins
         Ok(Ok(_)) => {
             seen.answers.lock().unwrap_or_else(PoisonError::into_inner).push((at, due.elapsed()));
         }
-        Ok(Err(_)) | Err(_) => {
-            seen.failed.fetch_add(1, Ordering::Relaxed);
-        }
+        Ok(Err(status)) => seen.fail(&format!("{:?}: {}", status.code(), status.message())),
+        Err(_) => seen.fail(&format!("no answer within {PATIENCE:?}")),
+    }
+}
+
+impl Seen {
+    fn fail(&self, why: &str) {
+        // Names and numbers differ from text to text; the words say what it is.
+        let why: String = why.chars().map(|c| if c.is_ascii_digit() { '#' } else { c }).take(160).collect();
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner).entry(why).or_default() += 1;
     }
 }
