@@ -197,6 +197,7 @@ async fn what_a_quorum_has_no_room_for_is_refused_and_not_executed() {
             (moved || open).then_some(())
         })
         .await;
+        let already = cluster.applied(leader).len();
         let stuck: Vec<_> = (1..4)
             .map(|n| {
                 let applied = &cluster.stores[(leader + n) % 5].applied;
@@ -228,7 +229,7 @@ async fn what_a_quorum_has_no_room_for_is_refused_and_not_executed() {
         // Everybody gets what was executed, which is what was answered, and nothing else.
         write(&cluster, leader, Class::Regular, 1).await.remove(0).expect("there is room again");
         until("all stores", || async {
-            (0..5).all(|at| cluster.applied(at).len() == done + 1).then_some(())
+            (0..5).all(|at| cluster.applied(at).len() == already + done + 1).then_some(())
         })
         .await;
         pools_fill(&cluster).await;

@@ -43,7 +43,9 @@ pub(crate) async fn run(arguments: &LoadArguments) -> anyhow::Result<bool> {
     load.end().await;
     // Leaderships of the stopped store went elsewhere, and are spread from there.
     let moved = elections(&at_first, &after, &plan.keyspaces);
-    println!("{moved} of the groups that are written to have another leader\nall answer: {before}\nstopped: {stopped}\nit is back: {back}");
+    println!(
+        "{moved} of the groups that are written to have another leader\nall answer: {before}\nstopped: {stopped}\nit is back: {back}"
+    );
     let mut verdict = Verdict::default();
     verdict.at_least(
         "stopped: throughput / before",
