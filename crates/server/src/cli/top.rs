@@ -453,7 +453,7 @@ mod tests {
         let shown = fitted(page(&before, &now, "n1", 50), Some(size));
         assert_eq!(shown.lines().count(), 20, "{shown}");
         assert!(shown.contains("\n... and 43 more\n") && shown.ends_with("Ctrl-C ends it"), "{shown}");
-        assert_eq!(fitted(whole, None).lines().count(), 20 + 43 - 1);
+        assert_eq!(fitted(whole, None).lines().count(), 20 + 42);
         let tiny = Size { columns: 10, rows: 3 };
         let drawn = frame(&shown, Some(tiny));
         let lines: Vec<_> = drawn.trim_start_matches(HOME).split("\r\n").collect();
